@@ -1,0 +1,56 @@
+"""Alignment of pool features with target features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistselect.errors import ConfigError, DataError
+
+FloatArray = NDArray[np.float64]
+
+
+def cosine_scores(pool: NDArray[np.floating], targets: NDArray[np.floating]) -> FloatArray:
+    """Cosines (n, n_target) of pool features (n, r) with target features (n_target, r), in float64.
+
+    A pool row without any component in the subspace is orthogonal to every target: 0.
+    Raises `DataError` for non-finite pool features or a target vector of length zero.
+    """
+    pool, targets = np.asarray(pool, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if not np.isfinite(pool).all():
+        raise DataError(f"{int((~np.isfinite(pool)).any(axis=1).sum())} pool rows have non-finite features.")
+    target_norms = np.linalg.norm(targets, axis=1)
+    if not (target_norms > 0).all():
+        raise DataError(f"target vector {int(np.argmin(target_norms))} has length zero: its queries cancel out.")
+    norms = np.linalg.norm(pool, axis=1)
+    unit = np.divide(pool, norms[:, None], out=np.zeros_like(pool), where=norms[:, None] > 0)
+    return unit @ (targets / target_norms[:, None]).T
+
+
+def checkpoint_weights(weights: Sequence[float] | None, n_checkpoints: int) -> FloatArray:
+    """(n_checkpoints,) weights normalised to 1; equal if none are given."""
+    values = np.ones(n_checkpoints) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(values) != n_checkpoints:
+        raise ConfigError(f"{len(values)} checkpoint weights for {n_checkpoints} checkpoints; give one for each.")
+    if not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
+        raise ConfigError(f"checkpoint weights must be non-negative with a positive sum, not {list(values)}.")
+    return values / values.sum()
+
+
+def null_scores(
+    targets: Sequence[NDArray[np.floating]],
+    weights: FloatArray,
+    rng: np.random.Generator,
+    n_draws: int = 10_000,
+) -> FloatArray:
+    """Best-target scores (n_draws,) of random directions in the same subspaces: what a score means without signal.
+
+    `targets` holds one (n_target, r) array for each checkpoint. Directions are independent between checkpoints.
+    """
+    total = sum(
+        weight * cosine_scores(rng.standard_normal((n_draws, target.shape[1])), target)
+        for weight, target in zip(weights, targets, strict=True)
+    )
+    return np.asarray(total).max(axis=1)

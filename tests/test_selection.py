@@ -1,0 +1,70 @@
+"""Budgets and selectors against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gistselect.errors import ConfigError, DataError
+from gistselect.selection.budget import parse_budget, rows_for_budget
+from gistselect.selection.selectors import top_k
+from gistselect.types import ScoreMatrix
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("5%", 0.05),
+        ("0.05", 0.05),
+        (0.05, 0.05),
+        ("500", 500),
+        (500, 500),
+        ("100%", 1.0),
+        (1, 1),
+        ("2.5 %", 0.025),
+    ],
+)
+def test_budget_forms(text: str | int | float, amount: int | float) -> None:
+    assert parse_budget(text) == pytest.approx(amount)
+    assert type(parse_budget(text)) is type(amount)
+
+
+@pytest.mark.parametrize("text", ["", "five", "-3", "0", "0%", "101%", "1.5", "nan", "5%%", "1e3"])
+def test_bad_budgets_name_the_remedy(text: str) -> None:
+    with pytest.raises(ConfigError, match="share"):
+        parse_budget(text)
+
+
+def test_budget_over_the_pool() -> None:
+    assert rows_for_budget("5%", 1001, 1000) == 51
+    with pytest.raises(ConfigError, match="at most 10"):
+        rows_for_budget(11, 12, 10)
+
+
+def matrix(ids: list[str], scores: list[list[float]]) -> ScoreMatrix:
+    return ScoreMatrix(
+        ids=np.array(ids, dtype=object),
+        targets=tuple("ab"[: len(scores[0])]),
+        scores=np.asarray(scores, dtype=float),
+    )
+
+
+@given(st.data())
+def test_top_k_equals_sorting_and_ignores_the_order_of_the_pool(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 30))
+    ids = data.draw(st.lists(st.text(min_size=1), min_size=n, max_size=n, unique=True))
+    level = st.sampled_from([-0.5, 0.0, 0.25, 0.5])
+    scores = data.draw(st.lists(st.tuples(level, level), min_size=n, max_size=n))
+    k = data.draw(st.integers(1, n))
+    expected = sorted(range(n), key=lambda i: (-max(scores[i]), ids[i]))[:k]
+    order = data.draw(st.permutations(range(n)))
+    for permutation in (range(n), order):
+        shuffled = matrix([ids[i] for i in permutation], [list(scores[i]) for i in permutation])
+        assert [shuffled.ids[i] for i in top_k(shuffled, k)] == [ids[i] for i in expected]
+
+
+def test_nan_is_never_ranked() -> None:
+    with pytest.raises(DataError, match="'bad'"):
+        top_k(matrix(["good", "bad"], [[0.1], [np.nan]]), 1)

@@ -1,0 +1,49 @@
+"""Cosines, checkpoint weights and the null level against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from gistselect.errors import ConfigError, DataError
+from gistselect.linalg.similarity import checkpoint_weights, cosine_scores, null_scores
+
+
+def test_cosines_equal_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    pool, targets = rng.standard_normal((9, 5)), rng.standard_normal((3, 5))
+    expected = [[p @ t / np.sqrt((p @ p) * (t @ t)) for t in targets] for p in pool]
+    assert_allclose(cosine_scores(pool, targets), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e12])
+def test_cosines_do_not_depend_on_scale(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    pool, targets = rng.standard_normal((9, 5)), rng.standard_normal((3, 5))
+    assert_allclose(cosine_scores(scale * pool, targets), cosine_scores(pool, targets), rtol=1e-12)
+
+
+def test_row_outside_the_subspace_is_orthogonal() -> None:
+    assert_allclose(cosine_scores(np.zeros((1, 2)), np.eye(2)), [[0, 0]])
+
+
+def test_nan_and_cancelled_targets_stop() -> None:
+    with pytest.raises(DataError, match="non-finite"):
+        cosine_scores(np.array([[np.nan, 1.0]]), np.eye(2))
+    with pytest.raises(DataError, match="length zero"):
+        cosine_scores(np.eye(2), np.zeros((1, 2)))
+
+
+def test_checkpoint_weights() -> None:
+    assert_allclose(checkpoint_weights([1e-5, 3e-5], 2), [0.25, 0.75])
+    assert_allclose(checkpoint_weights(None, 4), 0.25)
+    for weights in ([1.0], [0.0, 0.0], [1.0, -1.0], [np.nan, 1.0]):
+        with pytest.raises(ConfigError, match="weights"):
+            checkpoint_weights(weights, 2)
+
+
+def test_null_level_in_high_dimension_shrinks_like_the_square_root() -> None:
+    rng = np.random.default_rng(0)
+    spread = [null_scores([np.eye(1, r)], np.ones(1), rng).std() for r in (10, 1000)]
+    assert_allclose(spread, [10**-0.5, 1000**-0.5], rtol=0.05)
