@@ -1,0 +1,51 @@
+"""A target of one's own: a file of records, in any shape that a pool may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gistselect.data.records import read_records
+from gistselect.errors import DataError
+from gistselect.types import Record, Rejected
+
+
+class Custom:
+    """Records of a file as queries, grouped by a column; `heldout`, a second such file, evaluates it."""
+
+    version = 1
+
+    def __init__(self, path: str | Path, group_column: str | None, name: str, heldout: Path | None) -> None:
+        self.path = path
+        self.group_column = group_column
+        """None takes the column `group` where a row has it."""
+        self.name = name
+        self.heldout = heldout
+
+    def queries(self) -> list[Record]:
+        """All rows. Raises `DataError` if one of them cannot be used: a target is small and must be whole."""
+        return _whole(self.path, self.group_column)
+
+    def evaluation(self) -> list[Record]:
+        """All rows of `heldout`, if there is one. Raises `DataError` if a target row is among them."""
+        if self.heldout is None:
+            return []
+        asked = {record.messages: record.id for record in self.queries()}
+        records = _whole(self.heldout, self.group_column)
+        shared = [record for record in records if record.messages in asked]
+        if shared:
+            raise DataError(
+                f"{len(shared)} rows of {self.heldout} are also in the target {self.path}, for example "
+                f"{asked[shared[0].messages]!r}; a held-out file must not hold target rows, so remove them."
+            )
+        return records
+
+
+def _whole(path: str | Path, group_column: str | None) -> list[Record]:
+    rows = read_records(path, group_column=group_column)
+    rejected = [row for row in rows if isinstance(row, Rejected)]
+    if rejected:
+        raise DataError(
+            f"{len(rejected)} of {len(rows)} target rows cannot be used; correct or remove them. "
+            f"The first: {rejected[0].reason}"
+        )
+    return [row for row in rows if isinstance(row, Record)]
