@@ -1,0 +1,225 @@
+"""Per-example gradients of LoRA factors, caught in the middle of one batched backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gistselect.model.adapters import adapter_parameters
+from gistselect.model.batches import Batch
+
+
+class ParameterBlock(NamedTuple):
+    """One adapter parameter: a matrix, or a vector as one row."""
+
+    name: str
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+class Sink:
+    """Takes the gradients of one batch after the other, block by block in any order."""
+
+    blocks: Container[int]
+    """The blocks that are wanted; the others are not formed."""
+    dtype: torch.dtype
+    """Number format in which gradients arrive."""
+
+    def begin(self, rows: Tensor) -> None:
+        """A batch with the examples at `rows` (n,) starts."""
+
+    def compress(self, block: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Shrink the two factors (…, tokens, out) and (…, tokens, in) before their product is formed."""
+        return left, right
+
+    def add(self, block: int, gradients: Tensor) -> None:
+        """Gradients (n, out, in) of a block for the examples of this batch."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """The batch is complete."""
+
+    def broken(self) -> Tensor | None:
+        """Which examples (n,) hold NaN or infinity; None if examples are not kept apart."""
+        return None
+
+
+@dataclass
+class Capture:
+    """Where the gradients of the batch at hand go."""
+
+    sink: Sink
+    batch: Batch
+
+    def __call__(self, block: int, left: Tensor, right: Tensor) -> None:
+        """Form Σ_tokens leftᵀ right for each example and hand it on."""
+        if block in self.sink.blocks:
+            left, right = self.sink.compress(block, left, right)
+            self.sink.add(block, outer_products(left, right, self.batch, self.sink.dtype))
+
+
+class LoraCapture:
+    """Runs LoRA layers with one fused update each, whose backward pass also emits per-example gradients.
+
+    For y = Wx + s·B(Ax): with δ = ∂loss/∂y, the gradients are ∂B = δᵀ(s·Ax) and ∂A = (s·δB)ᵀx, summed over
+    the tokens of an example. Adapter weights need no gradient, so autograd never forms a batch-summed one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Raises nothing: ask `obstacle` first whether the model can be captured."""
+        self.layers = list(lora_layers(model))
+        self.blocks = [
+            ParameterBlock(f"{name}.lora_{factor}.{adapter}.weight", tuple(weight.shape))
+            for name, layer, adapter in self.layers
+            for factor, weight in (("A", layer.lora_A[adapter].weight), ("B", layer.lora_B[adapter].weight))
+        ]
+        self.current: Capture | None = None
+
+    @staticmethod
+    def obstacle(model: Any) -> str | None:
+        """Why the adapter of this model is not plain LoRA on linear layers, or None if it is."""
+        covered = set()
+        for name, layer, adapter in lora_layers(model):
+            if layer.lora_variant.get(adapter) is not None:
+                return f"{name} uses {type(layer.lora_variant[adapter]).__name__}"
+            if layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
+                return f"{name} is merged, disabled or has several active adapters"
+            for factor in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                if type(factor) is not torch.nn.Linear or factor.bias is not None:
+                    return f"{name} has a factor that is not a linear map without bias"
+            covered |= {f"{name}.lora_{factor}.{adapter}.weight" for factor in "AB"}
+        if rest := adapter_parameters(model).keys() - covered:
+            return f"{min(rest)} is not a LoRA factor"
+        return None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within this context the LoRA layers run the fused update; after it they are as before."""
+        with ExitStack() as stack:
+            for index, (_, layer, adapter) in enumerate(self.layers):
+                stack.enter_context(replaced_forward(layer, self._forward(index, layer, adapter)))
+            yield
+
+    def _forward(self, index: int, layer: Any, adapter: str) -> Any:
+        scale = layer.scaling[adapter]
+        down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+        factors = (down, down * scale, up, up * scale)
+        anchor = torch.zeros((), device=down.device, requires_grad=True)
+
+        def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            base = layer.base_layer(inputs, *args, **kwargs)
+            cast = (factor.to(base.dtype) for factor in factors)
+            return _LoraUpdate.apply(base, inputs.to(base.dtype), anchor, self, 2 * index, *cast)  # pyright: ignore[reportReturnType]
+
+        return forward
+
+
+class _LoraUpdate(torch.autograd.Function):
+    """base + (x (sA)ᵀ) Bᵀ. `anchor` makes the output need a gradient where nothing below it does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor,
+        inputs: Tensor,
+        anchor: Tensor,
+        capture: LoraCapture,
+        block: int,
+        down: Tensor,
+        scaled_down: Tensor,
+        up: Tensor,
+        scaled_up: Tensor,
+    ) -> Tensor:
+        inner = inputs @ scaled_down.T
+        ctx.save_for_backward(inputs, inner, down, scaled_up)
+        ctx.capture, ctx.block = capture, block
+        return torch.addmm(base.flatten(0, -2), inner.flatten(0, -2), up.T).view_as(base)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (grad,) = grad_outputs
+        inputs, inner, down, scaled_up = ctx.saved_tensors
+        grad_inner = grad @ scaled_up
+        if ctx.capture.current is not None:
+            ctx.capture.current(ctx.block, grad_inner, inputs)
+            ctx.capture.current(ctx.block + 1, grad, inner)
+        grad_inputs = grad_inner @ down if ctx.needs_input_grad[1] else None
+        return grad, grad_inputs, *(None,) * 7
+
+
+def lora_layers(model: Any) -> Iterator[tuple[str, Any, str]]:
+    """Name, layer and active adapter of every PEFT LoRA layer, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.active_adapters:
+                if adapter in module.lora_A:
+                    yield name, module, adapter
+
+
+def outer_products(left: Tensor, right: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Σ_tokens leftᵀ right per example (n, out, in), from (n_rows, width, out) and (n_rows, width, in)."""
+    if not batch.packed:
+        return _bmm(left.transpose(1, 2), right, dtype)
+    left, right = left.flatten(0, 1), right.flatten(0, 1)
+    if left.device.type == "cpu":
+        left, right = left.to(dtype), right.to(dtype)
+        products = left.new_empty(len(batch.rows), left.shape[1], right.shape[1])
+        for product, start, length in zip(products, batch.starts, batch.lengths, strict=True):
+            torch.mm(left[start : start + length].T, right[start : start + length], out=product)
+        return products
+    left, right = (unpacked(side, batch) for side in (left, right))
+    return _bmm(left.transpose(1, 2), right, dtype)
+
+
+def unpacked(flat: Tensor, batch: Batch) -> Tensor:
+    """(n, longest, width) zero-padded examples from packed tokens (t, width)."""
+    padded = flat.new_zeros(len(batch.rows), int(batch.lengths.max()), flat.shape[1])
+    for row, start, length in zip(padded, batch.starts, batch.lengths, strict=True):
+        row[:length] = flat[start : start + length]
+    return padded
+
+
+def _bmm(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    if left.dtype == dtype:
+        return torch.bmm(left, right)
+    if left.device.type == "cuda":
+        return torch.bmm(left, right, out_dtype=dtype)
+    return torch.bmm(left.to(dtype), right.to(dtype))
+
+
+@contextmanager
+def replaced_forward(module: Any, forward: Any) -> Iterator[None]:
+    """Let `module` run `forward` within this context."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextmanager
+def checkpointed_layers(model: Any) -> Iterator[None]:
+    """Recompute each layer's activations in the backward pass; unlike the model's own, in evaluation mode."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                forward = partial(checkpoint, module.forward, use_reentrant=False)
+                stack.enter_context(replaced_forward(module, forward))
+        yield

@@ -1,0 +1,39 @@
+"""Options of the gradient engine, apart from it so that reading them does not load torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineConfig(BaseModel):
+    """How per-example gradients are computed. No option changes the numbers beyond rounding."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens per forward pass; by default chosen for the device, and halved whenever its memory runs out."""
+    packing: Literal["auto", "packed", "padded", "single"] = "auto"
+    """Sequences back to back in one row, one per row padded to the longest, or one at a time; `auto` packs
+    where attention takes packed rows at no cost (flash attention) and pads length-sorted rows elsewhere."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of each layer in the backward pass: less memory, a third more time."""
+    capture: Literal["auto", "hooks", "autograd"] = "auto"
+    """Gradients caught on the LoRA layers during one batched backward pass, or one autograd call per example;
+    `auto` takes hooks wherever the adapter is plain LoRA."""
+    gradient_memory_gb: float = Field(default=2.0, gt=0)
+    """Query gradients held at a time, in GB; more than that takes one pass per group of parameters."""
+    basis_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which a basis is stored; it is always accumulated in float32."""
+
+
+class SketchConfig(BaseModel):
+    """A seeded random projection of both sides of every gradient matrix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimension: int = Field(default=32, ge=1)
+    """Width that each side of a gradient matrix is projected to; a side that is no wider stays exact."""
+    seed: int
+    """Decides the projections; equal seeds give comparable sketches."""

@@ -1,0 +1,414 @@
+"""Per-example gradients of a LoRA adapter at the cost of one batched backward pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gistselect.errors import ArtifactMismatchError, DataError, ModelError
+from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
+from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, trimmed_lengths
+from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
+from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.loading import LanguageModel
+from gistselect.model.loss import OutputHead, supervised_cross_entropy
+from gistselect.model.sinks import (
+    Basis,
+    BasisSink,
+    DenseSink,
+    GramSink,
+    ProjectionSink,
+    SketchSink,
+    parameter_groups,
+)
+from gistselect.types import Example
+
+__all__ = ["Basis", "EngineConfig", "GradientEngine", "GradientFeatures", "ParameterBlock", "SketchConfig"]
+
+log = logging.getLogger(__name__)
+AnySink = TypeVar("AnySink", bound=Sink)
+
+DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+PREFETCH = 2
+PROBE_LENGTHS = (5, 12, 9)
+PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Allowed relative difference between our loss and the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientFeatures:
+    """What one pass over examples yields, in their order. Rows of a broken example hold NaN or infinity."""
+
+    features: NDArray[np.float32]
+    """(n, r) coordinates of the gradient in the basis, or (n, d) its sketch."""
+    loss: NDArray[np.float32]
+    """(n,) mean loss of the supervised tokens."""
+    n_supervised: NDArray[np.int64]
+    """(n,)"""
+    gradient_norm: NDArray[np.float32]
+    """(n,) length of the whole gradient; estimated from the sketch in a sketch pass."""
+
+
+class GradientEngine:
+    """Gradients d/dθ of each example's mean supervised cross-entropy, θ the adapter (METHOD section 1).
+
+    The model is put in evaluation mode and frozen; `close` (or leaving a `with` block) restores its flags.
+    """
+
+    def __init__(self, language_model: LanguageModel, config: EngineConfig | None = None) -> None:
+        """Choose loss, layout and capture by comparing with the model's own loss on a tiny probe.
+
+        Raises `ModelError` if the model has no adapter, or nothing reproduces its own loss.
+        """
+        self.language_model, self.model = language_model, language_model.model
+        self.config = config or EngineConfig()
+        self.device = language_model.device
+        self.dtype = torch.promote_types(language_model.dtype, torch.float32)
+        self.batch_tokens = self.config.batch_tokens or DEFAULT_BATCH_TOKENS.get(
+            self.device.type, DEFAULT_BATCH_TOKENS["cuda"]
+        )
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self._training = self.model.training
+        parameters = adapter_parameters(self.model)
+        if not parameters:
+            raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
+        prepare_for_gradients(language_model)
+        self._causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self._capture, self._capture_reason = self._choose_capture()
+        self._fallback = list(parameters.values()) if self._capture is None else []
+        self.parameters: tuple[ParameterBlock, ...] = (
+            tuple(self._capture.blocks)
+            if self._capture is not None
+            else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
+        )
+        self._head: OutputHead | None
+        self._layout: Layout
+        self._head, self._layout, self._masked = self._choose_layout()
+        log.info("gradient engine: %s", self.mode)
+
+    def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+        """All gradients (n, p), for a few examples; parameters in the order of `parameters`."""
+        n = len(examples)
+        sink, _, _ = self._pass(examples, lambda: DenseSink(n, self.parameters, self.dtype, self.device))
+        return sink.values.cpu().numpy()
+
+    def gram(self, examples: Sequence[Example]) -> NDArray[np.float64]:
+        """Inner products (n, n) of the gradients; one pass per group of parameters that fits in memory."""
+        self._check(examples)
+        n = len(examples)
+        total = torch.zeros(n, n, dtype=torch.float64)
+        for group in self._groups(n):
+            make = partial(GramSink, n, group, self.parameters, self.dtype, self.device)
+            total += self._pass(examples, make)[0].gram()
+        return total.numpy()
+
+    def basis(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Basis:
+        """V = Gᵀ W (p, r) for weights W (n, r), streamed over the examples."""
+        if len(weights) != len(examples):
+            raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
+        stored = {"float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
+        groups = [list(range(len(self.parameters)))] if stored == self.dtype else self._groups(weights.shape[1])
+        tensor = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
+        blocks: list[Tensor] = []
+        for group in groups:
+            sink, _, _ = self._pass(examples, partial(BasisSink, tensor, group, self.parameters, self.dtype))
+            blocks += [sink.values[block].to(stored) for block in group]
+        return Basis(names=tuple(block.name for block in self.parameters), blocks=tuple(blocks))
+
+    def features(self, examples: Sequence[Example], basis: Basis) -> GradientFeatures:
+        """Coordinates of every gradient in a basis, with loss and norm; one pass for any number of columns.
+
+        Raises `ArtifactMismatchError` if the basis was fitted on another adapter.
+        """
+        names = tuple(block.name for block in self.parameters)
+        sizes = tuple(block.size for block in self.parameters)
+        if basis.names != names or tuple(len(block) for block in basis.blocks) != sizes:
+            raise ArtifactMismatchError("the basis was fitted on another adapter; fit it again on this one.")
+        make = partial(ProjectionSink, len(examples), basis, self.dtype, self.device)
+        sink, loss, n_supervised = self._pass(examples, make)
+        return _gradient_features(sink.features, loss, n_supervised, sink.squares.sqrt())
+
+    def sketch(self, examples: Sequence[Example], sketch: SketchConfig) -> GradientFeatures:
+        """Sketches of every gradient (n, d), d = Σ over parameters of the product of the projected sides."""
+        make = partial(SketchSink, len(examples), sketch, self.parameters, self.dtype, self.device)
+        sink, loss, n_supervised = self._pass(examples, make)
+        return _gradient_features(sink.values, loss, n_supervised, torch.linalg.vector_norm(sink.values, dim=1))
+
+    def close(self) -> None:
+        """Give the model back as it came: training mode and trainable parameters."""
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+        self.model.train(self._training)
+
+    def __enter__(self) -> GradientEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _groups(self, rows: int) -> list[list[int]]:
+        return parameter_groups(self.parameters, self.config.gradient_memory_gb * 1e9 / (rows * self.dtype.itemsize))
+
+    # --- choosing how -------------------------------------------------------------------------------------
+
+    def _choose_capture(self) -> tuple[LoraCapture | None, str]:
+        if self.config.capture == "autograd":
+            return None, "as configured"
+        reason = LoraCapture.obstacle(self.model)
+        if reason is None:
+            return LoraCapture(self.model), "plain LoRA"
+        if self.config.capture == "hooks":
+            raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
+        return None, reason
+
+    def _choose_layout(self) -> tuple[OutputHead | None, Layout, bool]:
+        """Head (None: the model's own logits), layout, and whether packing needs an explicit mask."""
+        layouts: dict[str, list[tuple[Layout, bool]]] = {
+            "packed": [("packed", False), ("packed", True), ("single", False)],
+            "padded": [("padded", False), ("single", False)],
+            "single": [("single", False)],
+        }
+        probe = self._probe_examples()
+        losses = np.full(len(probe), np.nan)
+        expected = np.array([self._own_loss(example) for example in probe])
+        tolerance = PROBE_TOLERANCE[self.language_model.dtype]
+        for head in [head for head in (OutputHead.of(self._causal),) if head is not None] + [None]:
+            for layout, masked in layouts[self._preferred_layout()]:
+                self._head, self._layout, self._masked = head, layout, masked
+                losses = self._probe_losses(probe)
+                if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
+                    return head, layout, masked
+        raise ModelError(
+            f"no batch layout reproduces the loss of {type(self._causal).__name__} ({losses} against "
+            f"{expected}); the model may not be a causal language model with a plain adapter."
+        )
+
+    def _preferred_layout(self) -> Layout:
+        if self._capture is None:
+            return "single"
+        if self.config.packing != "auto":
+            return self.config.packing
+        flash = "flash" in str(getattr(self._causal.config, "_attn_implementation", ""))
+        return "packed" if flash else "padded"
+
+    def _probe_examples(self) -> list[Example]:
+        rng = np.random.default_rng(0)
+        return [
+            Example(
+                id=f"probe {length}",
+                input_ids=rng.integers(0, self._vocabulary, length, dtype=np.int32),
+                supervised=np.arange(length) >= length // 2,
+            )
+            for length in PROBE_LENGTHS
+        ]
+
+    def _own_loss(self, example: Example) -> float:
+        ids = torch.from_numpy(example.input_ids.astype(np.int64))[None].to(self.device)
+        labels = ids.masked_fill(~torch.from_numpy(example.supervised).to(self.device), -100)
+        with torch.no_grad():
+            return float(self._causal(input_ids=ids, labels=labels, use_cache=False).loss)
+
+    def _probe_losses(self, examples: Sequence[Example]) -> NDArray[np.float64]:
+        lengths = trimmed_lengths(examples)
+        losses = np.empty(len(examples))
+        with self._running(), torch.no_grad():
+            for rows in plan_batches(lengths, int(lengths.sum()) * len(lengths), self._layout):
+                batch = build_batch(examples, rows, lengths, self._layout, self._pad_id)
+                losses[rows] = self._losses(batch)[0].cpu().numpy()
+        return losses
+
+    def _leaks(self, probe: list[Example], losses: NDArray[np.float64]) -> bool:
+        """Whether changing one example moves the loss of another."""
+        if self._layout == "single":
+            return False
+        for row, example in enumerate(probe):
+            changed = list(probe)
+            other = (example.input_ids + 1 + self._vocabulary // 2) % self._vocabulary
+            changed[row] = Example(id=example.id, input_ids=other, supervised=example.supervised)
+            moved = np.abs(self._probe_losses(changed) - losses) > 1e-6 * losses
+            if moved[np.arange(len(probe)) != row].any():
+                return True
+        return False
+
+    @property
+    def mode(self) -> str:
+        """What was chosen, and why."""
+        capture = "hooks on" if self._capture is not None else "one autograd call per example:"
+        capture += f" {self._capture_reason}"
+        mask = " with a 4-D mask" if self._masked else ""
+        logits = "logits of all tokens by the model's own head" if self._head is None else "logits of labels only"
+        wanted = self._preferred_layout()
+        fallen = "" if self._layout == wanted else f" ({wanted} does not reproduce this model's loss)"
+        recompute = ", activations recomputed" if self.config.activation_checkpointing else ""
+        rows = f"{self._layout} rows{mask}{fallen} of up to {self.batch_tokens} tokens"
+        return f"{capture}; {rows}; {logits}{recompute}"
+
+    # --- running ------------------------------------------------------------------------------------------
+
+    @property
+    def _pad_id(self) -> int:
+        return int(getattr(self.language_model.tokenizer, "pad_token_id", None) or 0)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._capture is not None:
+                stack.enter_context(self._capture.installed())
+            if self.config.activation_checkpointing:
+                stack.enter_context(checkpointed_layers(self._causal))
+            for parameter in self._fallback:
+                stack.callback(parameter.requires_grad_, False)
+                parameter.requires_grad_(True)
+            yield
+
+    def _pass(
+        self, examples: Sequence[Example], make_sink: Callable[[], AnySink]
+    ) -> tuple[AnySink, Tensor, NDArray[np.int64]]:
+        """Send the gradients of all examples to a new sink: sink, losses (n,) on the device, label counts (n,).
+
+        When memory runs out the pass starts again with half the tokens per batch.
+        """
+        self._check(examples)
+        lengths = trimmed_lengths(examples)
+        n_supervised = np.array([example.n_supervised for example in examples], dtype=np.int64)
+        while True:
+            try:
+                return *self._attempt(examples, lengths, make_sink()), n_supervised
+            except torch.OutOfMemoryError as error:
+                if self.batch_tokens <= lengths.max():
+                    raise ModelError(
+                        f"not enough memory for one example of {lengths.max()} tokens; use "
+                        "activation_checkpointing=true, a smaller rank, a sketch or a shorter max_length."
+                    ) from error
+            torch.cuda.empty_cache()
+            self.batch_tokens //= 2
+            log.warning("out of memory: batches of at most %d tokens from here on", self.batch_tokens)
+
+    def _attempt(
+        self, examples: Sequence[Example], lengths: NDArray[np.int64], sink: AnySink
+    ) -> tuple[AnySink, Tensor]:
+        losses = torch.empty(len(examples), dtype=self.dtype, device=self.device)
+        with self._running():
+            for batch in self._batches(examples, lengths):
+                self._backward(batch, sink, losses)
+            if self._layout == "packed":
+                self._repeat_broken(examples, lengths, sink, losses)
+        return sink, losses
+
+    def _repeat_broken(
+        self, examples: Sequence[Example], lengths: NDArray[np.int64], sink: Sink, losses: Tensor
+    ) -> None:
+        """Run the broken examples again, alone: in a packed row NaN spreads through masked attention (0 · NaN)."""
+        broken = sink.broken()
+        for row in [] if broken is None else broken.nonzero().flatten().tolist():
+            batch = build_batch(examples, np.array([row]), lengths, "single", self._pad_id)
+            self._backward(batch, sink, losses)
+
+    def _check(self, examples: Sequence[Example]) -> None:
+        if not examples:
+            raise DataError("there are no examples to take gradients of.")
+        for example in examples:
+            if int(example.input_ids.max(initial=0)) >= self._vocabulary:
+                raise DataError(
+                    f"example {example.id!r} has token id {int(example.input_ids.max())}, the model embeds "
+                    f"{self._vocabulary} tokens; tokenize with this model's tokenizer."
+                )
+
+    def _batches(self, examples: Sequence[Example], lengths: NDArray[np.int64]) -> Iterator[Batch]:
+        plan = plan_batches(lengths, self.batch_tokens, self._layout)
+        return prefetched(lambda rows: build_batch(examples, rows, lengths, self._layout, self._pad_id), plan)
+
+    def _backward(self, batch: Batch, sink: Sink, losses: Tensor) -> None:
+        rows = self._tensor(batch.rows)
+        sink.begin(rows)
+        batch_losses, total = self._losses(batch)
+        if self._capture is None:
+            gradients = torch.autograd.grad(total, self._fallback)
+            self._emit(gradients, batch, sink)
+        else:
+            self._capture.current = Capture(sink, batch)
+            try:
+                total.backward()
+            finally:
+                self._capture.current = None
+        sink.end()
+        losses[rows] = batch_losses
+
+    def _emit(self, gradients: Sequence[Tensor], batch: Batch, sink: Sink) -> None:
+        """Hand on gradients of one example as the product of the identity and themselves."""
+        capture = Capture(sink, batch)
+        for block, gradient in enumerate(gradients):
+            matrix = _as_matrix(gradient)[None]
+            identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)[None]
+            capture(block, identity, matrix)
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss (n,) of each example, detached, and their sum with its graph."""
+        owners, counts = self._tensor(batch.owners), self._tensor(batch.n_supervised)
+        token_losses = self._token_losses(batch)
+        weighted = token_losses / counts[owners]
+        means = weighted.new_zeros(len(counts)).index_add_(0, owners, weighted)
+        return means.detach(), means.sum()
+
+    def _token_losses(self, batch: Batch) -> Tensor:
+        labels, predictors = self._tensor(batch.labels), self._tensor(batch.predictors)
+        inputs: dict[str, Any] = {"input_ids": self._tensor(batch.input_ids), "use_cache": False}
+        if batch.position_ids is not None:
+            inputs["position_ids"] = self._tensor(batch.position_ids)
+        if self._masked and batch.packed:
+            inputs["attention_mask"] = self._block_mask(batch)
+        if self._head is None:
+            logits = self._causal(**inputs).logits.flatten(0, 1)[predictors]
+            return torch.nn.functional.cross_entropy(logits.to(self.dtype), labels, reduction="none")
+        hidden = self._causal.base_model(**inputs)[0].flatten(0, 1)[predictors]
+        return supervised_cross_entropy(hidden, labels, self._head)
+
+    def _block_mask(self, batch: Batch) -> Tensor:
+        """Additive mask (1, 1, t, t): causal within each packed example, closed between examples."""
+        owners = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
+        open_to = np.tril(owners[:, None] == owners[None, :])
+        lowest = torch.finfo(self.language_model.dtype).min
+        mask = torch.from_numpy(np.where(open_to, 0.0, lowest))
+        return mask.to(self.device, self.language_model.dtype)[None, None]
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+
+def prefetched(build: Callable[[NDArray[np.int64]], Batch], items: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:
+    """Results of `build` in order, prepared a little ahead in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [pool.submit(build, item) for _, item in zip(range(PREFETCH), items, strict=False)]
+        while waiting:
+            result = waiting.pop(0).result()
+            waiting += [pool.submit(build, item) for _, item in zip(range(1), items, strict=False)]
+            yield result
+
+
+def _as_matrix(value: Tensor) -> Tensor:
+    return value.reshape(1, -1) if value.dim() < 2 else value.flatten(1)
+
+
+def _gradient_features(
+    features: Tensor, loss: Tensor, n_supervised: NDArray[np.int64], norm: Tensor
+) -> GradientFeatures:
+    return GradientFeatures(
+        features=features.cpu().numpy(),
+        loss=loss.cpu().numpy(),
+        n_supervised=n_supervised,
+        gradient_norm=norm.cpu().numpy(),
+    )

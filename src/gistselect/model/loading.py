@@ -1,0 +1,220 @@
+"""Models and tokenizers from a folder or the hub, as they are: nothing is resized, nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gistselect.errors import MissingDependencyError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+READ_BYTES = 1 << 24
+
+
+class ModelConfig(BaseModel):
+    """Which language model, and how it is held in memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """A model folder, or the id of a model on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations; `auto` is bfloat16 on CUDA and float32 on CPU."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes the first CUDA device if there is one."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the base weights in 8 or 4 bits (needs the `quant` extra)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """A causal language model with its tokenizer, on its device."""
+
+    model: Any
+    """A transformers causal language model, or a PEFT model around one."""
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(config: ModelConfig) -> LanguageModel:
+    """Load model and tokenizer, in evaluation mode.
+
+    Raises `ModelError` if files are missing or the model cannot be read, `MissingDependencyError` if
+    quantization is asked for and bitsandbytes is not installed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    placement: dict[str, Any] = {}
+    if config.quantization != "none":
+        placement = {"quantization_config": _quantization(config, dtype), "device_map": {"": device}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path, dtype=dtype, use_safetensors=True, **_source(config), **placement
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {config.path!r}: {error}") from error
+    if config.quantization == "none":
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    model.eval()
+    _check_vocabulary(model, tokenizer, config.path)
+    return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the tokenizer alone. A missing pad token is replaced by an existing token: no vocabulary changes.
+
+    Raises `ModelError` if the folder or its tokenizer is missing.
+    """
+    from transformers import AutoTokenizer
+
+    _check_files(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.path, **_source(config))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the tokenizer of {config.path!r}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` stands for. Raises `ModelError` if this machine has no such device."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:<number>.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use 'auto' or 'cpu'.")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that `name` stands for on a device."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def model_digest(config: ModelConfig) -> str:
+    """SHA-256 that changes with the model: of its configuration and weight files, or of its hub commit."""
+    _check_files(config)
+    folder = Path(config.path)
+    if not folder.is_dir():
+        return hashlib.sha256(f"{config.path}@{_hub_commit(config)}".encode()).hexdigest()
+    return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 over names, types and values of the parameters of a live model."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of what decides the token ids of a text: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    state = {
+        "class": type(tokenizer).__name__,
+        "rules": {key: value for key, value in rules.items() if key not in ("padding", "truncation")},
+        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "template": getattr(tokenizer, "chat_template", None),
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def files_digest(paths: list[Path]) -> str:
+    """SHA-256 over the names and contents of files, read in pieces."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _source(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+
+
+def _check_files(config: ModelConfig) -> None:
+    folder = Path(config.path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelError(f"{config.path!r} is a file; give the model's folder or a hub id.")
+        if not HUB_ID.fullmatch(config.path):
+            raise ModelError(f"there is no model folder {config.path!r}, and it is not a hub id such as 'owner/name'.")
+        return
+    needed = {
+        "config.json": [folder / "config.json"],
+        "weights (*.safetensors)": list(folder.glob("*.safetensors")),
+        "a tokenizer (" + ", ".join(TOKENIZER_FILES) + ")": [folder / name for name in TOKENIZER_FILES],
+    }
+    for name, candidates in needed.items():
+        if not any(path.is_file() for path in candidates):
+            hint = "copy the tokenizer of the base model into it" if "tokenizer" in name else "save the whole model"
+            raise ModelError(f"the model folder {config.path!r} lacks {name}; {hint} with save_pretrained.")
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer in {path!r} has {len(tokenizer)} tokens, the model embeds {rows}; "
+            "they do not belong together. Use the tokenizer that the model was trained with."
+        )
+
+
+def _hub_commit(config: ModelConfig) -> str:
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(config.path, "config.json", revision=config.revision or "main")
+    except OSError as error:
+        raise ModelError(f"cannot find the model {config.path!r}, neither cached nor on the hub: {error}") from error
+    return Path(str(path)).parent.name
+
+
+def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            f"quantization={config.quantization!r} needs bitsandbytes; pip install 'gistselect[quant]'."
+        )
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -1,0 +1,384 @@
+"""The engine against a loop of single-example backward passes, and against everything that must not matter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from gistselect.errors import ArtifactMismatchError, DataError, ModelError
+from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
+from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.gradients import Basis, GradientEngine
+from gistselect.model.loading import LanguageModel
+from gistselect.types import Example
+
+VOCABULARY = 96
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**GROUPED, tie_word_embeddings=False),
+    "llama-tied": LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
+    "gemma": GemmaConfig(**GROUPED, head_dim=8),
+    "gemma2": Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16),
+    "mistral": MistralConfig(**GROUPED, sliding_window=None),
+    "gpt-neox": GPTNeoXConfig(**SMALL),
+}
+MODES: dict[str, EngineConfig] = {
+    "padded": EngineConfig(packing="padded"),
+    "packed": EngineConfig(packing="packed"),
+    "single": EngineConfig(packing="single"),
+    "padded-checkpointed": EngineConfig(packing="padded", activation_checkpointing=True),
+    "packed-checkpointed": EngineConfig(packing="packed", activation_checkpointing=True),
+    "autograd": EngineConfig(capture="autograd"),
+}
+
+
+def examples(lengths: Sequence[int] = (7, 21, 12, 5, 30, 9, 21)) -> list[Example]:
+    rng = np.random.default_rng(1)
+    rows = []
+    for number, length in enumerate(lengths):
+        supervised = rng.random(length) < 0.4
+        supervised[length // 2] = True
+        ids = rng.integers(0, VOCABULARY, length, dtype=np.int32)
+        rows.append(Example(id=f"row-{number}", input_ids=ids, supervised=supervised))
+    return rows
+
+
+def language_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, **adapter: object) -> LanguageModel:
+    """A random model with a rank-4 adapter whose second factor is not zero."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).to(dtype)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    bare = LanguageModel(model=model, tokenizer=None, device=torch.device("cpu"), dtype=dtype)
+    adapted = attach_adapter(bare, AdapterConfig(rank=4, alpha=8, **adapter), seed=3)
+    for name, parameter in adapted.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return adapted
+
+
+def looped(adapted: LanguageModel, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and gradients by one ordinary `backward` per example, through the model's own labels argument."""
+    model = copy.deepcopy(adapted.model).eval()
+    weights = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    for parameter in weights:
+        parameter.requires_grad_(True)
+    losses, gradients = [], []
+    for row in rows:
+        ids = torch.tensor(row.input_ids.astype(np.int64))[None]
+        labels = torch.where(torch.tensor(row.supervised)[None], ids, -100)
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in weights]).double().numpy())
+    return np.array(losses), np.stack(gradients)
+
+
+@cache
+def reference(family: str) -> tuple[LanguageModel, np.ndarray, np.ndarray]:
+    adapted = language_model(FAMILIES[family])
+    return adapted, *looped(adapted, examples())
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest length of a row's error, relative to the row."""
+    return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_a_loop_of_backward_passes(family: str, mode: str) -> None:
+    adapted, losses, expected = reference(family)
+    engine = GradientEngine(adapted, MODES[mode])
+    assert relative_error(engine.gradients(examples()), expected) < 1e-5
+    assert mode.split("-")[0] in engine.mode
+    assert "labels only" in engine.mode
+
+    weights = np.random.default_rng(0).standard_normal((len(expected), 3))
+    basis = engine.basis(examples(), weights)
+    assert relative_error(basis.dense().numpy().T, (expected.T @ weights).T) < 1e-5
+    np.testing.assert_allclose(
+        engine.gram(examples()), expected @ expected.T, rtol=1e-5, atol=1e-5 * np.square(expected).sum(1).max()
+    )
+    found = engine.features(examples(), basis)
+    assert relative_error(found.features, expected @ (expected.T @ weights)) < 1e-5
+    np.testing.assert_allclose(found.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient_norm, np.linalg.norm(expected, axis=1), rtol=1e-5)
+    assert found.n_supervised.tolist() == [row.n_supervised for row in examples()]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"rslora": True},
+        {"target_modules": ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")},
+        {"dropout": 0.5},
+    ],
+    ids=["rslora", "mlp", "dropout"],
+)
+def test_other_plain_adapters(adapter: dict[str, object]) -> None:
+    adapted = language_model(FAMILIES["llama"], **adapter)
+    engine = GradientEngine(adapted, EngineConfig(capture="hooks"))
+    assert relative_error(engine.gradients(examples()), looped(adapted, examples())[1]) < 1e-5
+
+
+@pytest.mark.parametrize("adapter", [{"dora": True}, {"target_modules": ("q_proj", "lm_head")}], ids=["dora", "head"])
+def test_what_hooks_cannot_do_is_done_another_way_and_said(adapter: dict[str, object]) -> None:
+    adapted = language_model(FAMILIES["llama"], **adapter)
+    engine = GradientEngine(adapted)
+    assert ("autograd" in engine.mode) == ("dora" in adapter)
+    assert ("model's own head" in engine.mode) == ("target_modules" in adapter)
+    assert relative_error(engine.gradients(examples()), looped(adapted, examples())[1]) < 1e-5
+    if "dora" in adapter:
+        with pytest.raises(ModelError, match="DoraLinearVariant"):
+            GradientEngine(adapted, EngineConfig(capture="hooks"))
+
+
+def test_a_float32_adapter_on_a_bfloat16_model_is_read_in_the_models_format() -> None:
+    narrow, mixed = (language_model(FAMILIES["llama"], torch.bfloat16) for _ in range(2))
+    for parameter in mixed.model.parameters():
+        if parameter.dim() == 2 and min(parameter.shape) == 4:
+            parameter.data = parameter.data.float()
+    found = GradientEngine(mixed).gradients(examples())
+    np.testing.assert_array_equal(found, GradientEngine(narrow).gradients(examples()))
+
+
+def float64_losses(adapted: LanguageModel, rows: Sequence[Example]) -> np.ndarray:
+    """The model's own labels argument would round the logits to float32."""
+    losses = []
+    for row in rows:
+        ids = torch.tensor(row.input_ids.astype(np.int64))
+        logits = adapted.model(input_ids=ids[None]).logits[0, :-1]
+        supervised = torch.tensor(row.supervised)[1:]
+        losses.append(torch.nn.functional.cross_entropy(logits[supervised], ids[1:][supervised]).item())
+    return np.array(losses)
+
+
+def test_central_differences_in_float64() -> None:
+    """GPT-NeoX, because the other families round to float32 inside their norms."""
+    adapted = language_model(FAMILIES["gpt-neox"], torch.float64)
+    rows = examples((9, 14))
+    engine = GradientEngine(adapted, EngineConfig(packing="packed"))
+    gradients = engine.gradients(rows)
+    weights = [parameter for name, parameter in adapted.model.named_parameters() if "lora_" in name]
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
+    losses, step = [], 1e-5
+    for sign in (1, -2):
+        for weight, direction in zip(weights, directions, strict=True):
+            weight.data += sign * step * direction
+        losses.append(float64_losses(adapted, rows))
+    along = gradients @ torch.cat([direction.flatten() for direction in directions]).numpy()
+    np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), along, rtol=1e-6)
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed", "single"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_budget_order_and_mates_do_not_matter(packing: str, batch_tokens: int) -> None:
+    adapted, _, expected = reference("llama")
+    engine = GradientEngine(adapted, EngineConfig(packing=packing, batch_tokens=batch_tokens))
+    order = np.random.default_rng(batch_tokens).permutation(len(expected))[:5]
+    found = engine.gradients([examples()[row] for row in order])
+    assert relative_error(found, expected[order]) < 1e-5
+
+
+def test_the_number_of_targets_does_not_matter() -> None:
+    adapted, *_ = reference("llama")
+    engine = GradientEngine(adapted)
+    rng = np.random.default_rng(0)
+    bases = [engine.basis(examples(), rng.standard_normal((7, r))) for r in (2, 5, 1)]
+    together = engine.features(examples(), Basis.concatenate(bases)).features
+    alone = np.hstack([engine.features(examples(), basis).features for basis in bases])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
+
+
+def test_bounded_memory_takes_several_passes_and_gives_the_same_gram_and_basis() -> None:
+    adapted, _, expected = reference("llama")
+    engine = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5))
+    assert len(engine._groups(7)) > 3
+    np.testing.assert_allclose(
+        engine.gram(examples()), expected @ expected.T, atol=1e-5 * np.square(expected).sum(1).max()
+    )
+    weights = np.random.default_rng(0).standard_normal((7, 2))
+    narrow = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5, basis_dtype="bfloat16"))
+    basis = narrow.basis(examples(), weights)
+    assert basis.blocks[0].dtype == torch.bfloat16
+    assert relative_error(basis.dense().numpy().T, (expected.T @ weights).T) < 4e-3
+
+
+def test_when_memory_runs_out_batches_are_halved_and_nothing_is_counted_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapted, _, expected = reference("llama")
+    engine = GradientEngine(adapted, EngineConfig(batch_tokens=200))
+    losses = engine._losses
+
+    def failing(batch):
+        if batch.input_ids.size > 60:
+            raise torch.OutOfMemoryError("simulated")
+        return losses(batch)
+
+    monkeypatch.setattr(engine, "_losses", failing)
+    basis = engine.basis(examples(), np.eye(7))
+    assert engine.batch_tokens == 50
+    assert relative_error(basis.dense().numpy().T, expected) < 1e-5
+
+    def always_failing(batch):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(engine, "_losses", always_failing)
+    with pytest.raises(ModelError, match="28 tokens"):
+        engine.gradients(examples())
+
+
+def test_sketches_keep_inner_products_on_average() -> None:
+    adapted, losses, expected = reference("llama")
+    engine = GradientEngine(adapted)
+    exact = engine.sketch(examples(), SketchConfig(dimension=64, seed=0))
+    np.testing.assert_allclose(
+        exact.features.astype(float) @ exact.features.T, engine.gram(examples()), rtol=1e-4, atol=1e-4
+    )
+    grams = []
+    for seed in range(40):
+        sketch = engine.sketch(examples(), SketchConfig(dimension=8, seed=seed))
+        grams.append(sketch.features.astype(float) @ sketch.features.T)
+    np.testing.assert_allclose(sketch.loss, losses, rtol=1e-5)
+    gram = expected @ expected.T
+    spread = np.std(grams, axis=0) / np.sqrt(len(grams))
+    assert (np.abs(np.mean(grams, axis=0) - gram) < 5 * spread).all()
+    fallback = GradientEngine(adapted, EngineConfig(capture="autograd"))
+    again = fallback.sketch(examples(), SketchConfig(dimension=8, seed=39))
+    assert relative_error(again.features, sketch.features) < 1e-4
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_a_broken_example_is_returned_as_such_and_spoils_no_other(packing: str) -> None:
+    adapted = language_model(FAMILIES["llama"])
+    rows = examples()
+    rows[2] = Example(id="bad", input_ids=rows[2].input_ids * 0 + 95, supervised=rows[2].supervised)
+    for row in rows[:2] + rows[3:]:
+        np.putmask(row.input_ids, row.input_ids == 95, 0)
+    engine = GradientEngine(adapted, EngineConfig(packing=packing))
+    basis = engine.basis(rows[:2], np.eye(2))
+    adapted.model.get_input_embeddings().weight.data[95] = float("nan")
+    found = engine.features(rows, basis)
+    finite = np.isfinite(found.features).all(axis=1) & np.isfinite(found.gradient_norm)
+    assert finite.tolist() == [True, True, False, True, True, True, True]
+    assert np.isnan(found.loss[2])
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    expected = reference("qwen2")[2]
+    narrow = language_model(FAMILIES["qwen2"])
+    narrow.model.to(torch.bfloat16)
+    narrow = LanguageModel(model=narrow.model, tokenizer=None, device=narrow.device, dtype=torch.bfloat16)
+    found = GradientEngine(narrow).gradients(examples())
+    assert found.dtype == np.float32
+    cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_a_model_that_leaks_between_packed_examples_is_not_packed() -> None:
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    )
+    adapted = language_model(config)
+    engine = GradientEngine(adapted, EngineConfig(packing="packed"))
+    assert "packed rows of" not in engine.mode
+    assert relative_error(engine.gradients(examples()), looped(adapted, examples())[1]) < 1e-5
+
+
+def test_dropout_that_stays_on_is_found() -> None:
+    adapted = language_model(FAMILIES["llama"], dropout=0.1)
+
+    class Stubborn(torch.nn.Dropout):
+        def train(self, mode: bool = True) -> Stubborn:
+            return super().train(True)
+
+    adapted.model.extra = Stubborn(0.1)
+    with pytest.raises(ModelError, match="extra"):
+        prepare_for_gradients(adapted)
+
+
+def test_the_model_is_given_back_as_it_came() -> None:
+    adapted = language_model(FAMILIES["llama"])
+    adapted.model.train()
+    flags = [parameter.requires_grad for parameter in adapted.model.parameters()]
+    assert any(flags)
+    with GradientEngine(adapted) as engine:
+        engine.gradients(examples())
+        assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+    assert [parameter.requires_grad for parameter in adapted.model.parameters()] == flags
+    assert adapted.model.training
+    assert not any("forward" in module.__dict__ for module in adapted.model.modules())
+
+
+def test_what_has_no_gradient_is_refused_by_name() -> None:
+    adapted, *_ = reference("llama")
+    engine = GradientEngine(adapted)
+    ids = np.array([1, 2, 3], dtype=np.int32)
+    unsupervised = Example(id="empty", input_ids=ids, supervised=np.array([True, False, False]))
+    with pytest.raises(DataError, match="'empty'"):
+        engine.gradients([unsupervised])
+    with pytest.raises(DataError, match=r"'wide'.*999"):
+        engine.gradients([Example(id="wide", input_ids=ids + 996, supervised=ids > 0)])
+    with pytest.raises(DataError, match="no examples"):
+        engine.gram([])
+    bare = LanguageModel(
+        model=AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES["llama"])),
+        tokenizer=None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    with pytest.raises(ModelError, match="no adapter"):
+        GradientEngine(bare)
+
+
+def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path) -> None:
+    adapted, *_ = reference("llama")
+    engine = GradientEngine(adapted)
+    basis = engine.basis(examples(), np.random.default_rng(0).standard_normal((7, 3)))
+    basis.save(tmp_path / "basis.safetensors")
+    loaded = Basis.load(tmp_path / "basis.safetensors")
+    assert loaded.names == basis.names
+    assert torch.equal(loaded.dense(), basis.dense())
+    with pytest.raises(ArtifactMismatchError, match="another adapter"):
+        GradientEngine(reference("gpt-neox")[0]).features(examples(), loaded)
+    (tmp_path / "torn").write_bytes((tmp_path / "basis.safetensors").read_bytes()[:100])
+    with pytest.raises(ArtifactMismatchError, match="torn"):
+        Basis.load(tmp_path / "torn")
