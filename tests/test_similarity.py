@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.linalg.similarity import checkpoint_weights, cosine_scores, null_scores
+from gistselect.linalg.similarity import checkpoint_weights, cosine_scores, null_scores, overlap, spearman
 
 
 def test_cosines_equal_the_definition() -> None:
@@ -47,3 +47,13 @@ def test_null_level_in_high_dimension_shrinks_like_the_square_root() -> None:
     rng = np.random.default_rng(0)
     spread = [null_scores([np.eye(1, r)], np.ones(1), rng).std() for r in (10, 1000)]
     assert_allclose(spread, [10**-0.5, 1000**-0.5], rtol=0.05)
+
+
+def test_spearman_and_overlap() -> None:
+    first = np.array([3.0, 1.0, 2.0, 2.0, 9.0])
+    assert spearman(first, np.exp(first)) == pytest.approx(1)
+    assert spearman(first, -first) == pytest.approx(-1)
+    # Ranks 4 1 2.5 2.5 5 and 1 2 3 4 5: sum of products of deviations 3.5 over sqrt(9.5 * 10).
+    assert spearman(first, np.arange(5.0)) == pytest.approx(3.5 / np.sqrt(9.5 * 10))
+    assert overlap(first, -first, 2) == 0
+    assert overlap(first, first + 1, 2) == 1

@@ -135,15 +135,15 @@ def _item_deviations(
 
 def _seed_deviations(arms: tuple[FloatArray, ...], draws: int, rng: np.random.Generator) -> FloatArray:
     """(draws,) deviations of a sum or difference of arm means, each arm (n_run,), due to the seeds."""
-    known = [(float(arm.var(ddof=1)), len(arm) - 1) for arm in arms if len(arm) > 1]
+    known = [arm for arm in arms if len(arm) > 1]
     if not known:
         return np.zeros(draws)
-    terms = []
-    for arm in arms:
-        spread, freedom = (float(arm.var(ddof=1)), len(arm) - 1) if len(arm) > 1 else known[0]
-        terms.append((spread / len(arm), freedom))
-    variance = sum(term for term, _ in terms)
-    if variance == 0:
+    if len(known) < len(arms):
+        # One estimate serves both arms, so it keeps its own few degrees of freedom.
+        variance = float(known[0].var(ddof=1)) * sum(1 / len(arm) for arm in arms)
+        return np.sqrt(variance) * rng.standard_t(len(known[0]) - 1, size=draws)
+    terms = np.array([arm.var(ddof=1) / len(arm) for arm in arms])
+    if not terms.any():
         return np.zeros(draws)
-    freedom = variance**2 / sum(term**2 / df for term, df in terms)
-    return np.sqrt(variance) * rng.standard_t(freedom, size=draws)
+    freedom = terms.sum() ** 2 / (terms**2 / [len(arm) - 1 for arm in arms]).sum()
+    return np.sqrt(terms.sum()) * rng.standard_t(freedom, size=draws)

@@ -16,6 +16,7 @@ from gistselect.errors import DataError
 from gistselect.linalg.similarity import cosine_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.gradients import Basis, GradientEngine
+from gistselect.model.sketch import SketchedEngine
 from gistselect.types import Example
 
 
@@ -32,7 +33,7 @@ class TaskSubspace:
 
 
 def fit(
-    engine: GradientEngine,
+    engine: GradientEngine | SketchedEngine,
     queries: Sequence[Example],
     groups: Sequence[str],
     *,
@@ -52,6 +53,27 @@ def fit(
     names, target_features = group_means(subspace.query_features, list(groups))
     basis = engine.basis(queries, subspace.basis_weights)
     return TaskSubspace(subspace=subspace, basis=basis, groups=names, target_features=target_features)
+
+
+def exact_scores(
+    engine: GradientEngine,
+    queries: Sequence[Example],
+    groups: Sequence[str],
+    sample: Sequence[Example],
+    *,
+    rank: int | float,
+    rtol: float,
+) -> NDArray[np.float64]:
+    """Scores (n_sample, n_group) of a few rows without a basis, from the inner products of all gradients alone.
+
+    With the Gram matrix of queries and sample, the sample's features are `S V = (S G') W`: nothing of size p x r is
+    formed, so this is the reference for a sketch where the exact basis would not fit.
+    """
+    n_query = len(queries)
+    gram = engine.gram([*queries, *sample])
+    subspace = factor_gram(gram[:n_query, :n_query], rank=rank, rtol=rtol)
+    _, target_features = group_means(subspace.query_features, list(groups))
+    return cosine_scores(gram[n_query:, :n_query] @ subspace.basis_weights, target_features)
 
 
 def scores(

@@ -1,0 +1,23 @@
+"""Speed of the gradient engine: `python benchmarks/engine.py --shape qwen2.5-1.5b --device cuda` (see --help)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import cyclopts
+
+from gistselect.run.bench import BenchConfig, bench, format_table
+
+app = cyclopts.App(help=__doc__)
+
+
+@app.default
+def main(config: Annotated[BenchConfig | None, cyclopts.Parameter(name="*")] = None) -> None:
+    """Measure all arms in one interleaved run and print the table."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(format_table(bench(config or BenchConfig())))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,112 @@
+"""The Python API: the command line's run, from paths or from objects in memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gistselect.errors import ConfigError
+from gistselect.run.config import RunConfig
+from gistselect.run.store import read_table, write_lines
+from gistselect.types import Selection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def select(
+    *,
+    model: str | Path | PeftModel,
+    pool: str | Path | Sequence[str | Path] | Rows | Dataset,
+    targets: str | Path | Sequence[str | Path] | Mapping[str, Rows],
+    budget: str | int | float,
+    output: str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Selection:
+    """Select from `pool` the rows that teach `targets`, within `budget`.
+
+    `model` is a folder, a hub id, or a live `PeftModel` with its `tokenizer`, at whose adapter the gradients are
+    taken. `pool` is files, or rows in memory (dicts or a `datasets.Dataset`), which are written into the run
+    folder. `targets` names built-in tasks or files, or maps names to rows. `output` is the run folder, a
+    temporary one by default. `options` are those of `gistselect run`.
+
+    Raises `GistSelectError` and its kinds, with the remedy in the message.
+    """
+    from gistselect.run.context import Run
+    from gistselect.run.pipeline import execute
+    from gistselect.run.progress import Reporter, SilentReporter
+
+    folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="gistselect-"))
+    live = None
+    if not isinstance(model, (str, Path)):
+        live = _live_model(model, tokenizer)
+    config = RunConfig.from_values(
+        {
+            "model": str(model) if live is None else "live",
+            "pool": _files(pool, folder / "inputs" / "pool.jsonl"),
+            "target": _target_files(targets, folder / "inputs"),
+            "budget": budget,
+            "output": folder,
+            **options,
+        }
+    )
+    execute(Run(config, Reporter() if progress else SilentReporter(), live=live))
+    return load_selection(folder)
+
+
+def load_selection(folder: str | Path) -> Selection:
+    """The selection of a finished run folder. Raises `ArtifactMismatchError` if there is none."""
+    table = read_table(Path(folder) / "selection.parquet")
+    with (Path(folder) / "selected.jsonl").open("rb") as lines:
+        rows = tuple(json.loads(line) for line in lines)
+    return Selection(
+        ids=tuple(table["id"].to_pylist()),
+        scores=np.asarray(table["score"]),
+        best_targets=tuple(table["best_target"].to_pylist()),
+        rows=rows,
+        output=str(folder),
+    )
+
+
+def _live_model(model: PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+    from gistselect.model.loading import LanguageModel
+
+    if tokenizer is None:
+        raise ConfigError("a live model needs its tokenizer: select(model=model, tokenizer=tokenizer, ...).")
+    if not hasattr(model, "peft_config"):
+        raise ConfigError(
+            f"a live model must be a PeftModel with a trained adapter, not {type(model).__name__}; "
+            "give the model's folder instead to have the warm-up done."
+        )
+    return LanguageModel(model=model, tokenizer=tokenizer, device=model.device, dtype=model.dtype)
+
+
+def _files(rows: Any, path: Path) -> tuple[str, ...]:
+    """Paths as they are; rows in memory as a file at `path`."""
+    if isinstance(rows, (str, Path)):
+        return (str(rows),)
+    rows = list(rows)
+    if not rows or isinstance(rows[0], (str, Path)):
+        return tuple(str(one) for one in rows)
+    write_lines(path, (json.dumps(dict(row), ensure_ascii=False).encode() for row in rows))
+    return (str(path),)
+
+
+def _target_files(targets: Any, folder: Path) -> tuple[str, ...]:
+    if isinstance(targets, Mapping):
+        for name in targets:
+            if not name.isidentifier():
+                raise ConfigError(f"target name {name!r} must be letters, digits and underscores: it names a file.")
+        return tuple(path for name, rows in targets.items() for path in _files(rows, folder / f"{name}.jsonl"))
+    return _files(targets, folder / "target.jsonl")

@@ -1,0 +1,239 @@
+"""The command line. Heavy libraries are imported by the commands that need them, never for --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import cyclopts
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from gistselect import __version__
+from gistselect.errors import ConfigError, GistSelectError
+from gistselect.run.config import EvaluateConfig, RunConfig, Stage, TrainConfig
+
+if TYPE_CHECKING:
+    from gistselect.run.context import Run
+
+EXAMPLES = """
+Typical use:
+
+    gistselect demo
+    gistselect run --model Qwen/Qwen2.5-0.5B --pool data/train/processed --target gsm8k --data-dir data --output runs/a
+    gistselect run --model ./model --pool pool.jsonl --target my_task.jsonl --budget 500 --output runs/mine
+    gistselect select --output runs/mine --budget 10%
+    gistselect spectrum runs/mine
+"""
+
+app = App(
+    name="gistselect",
+    version=__version__,
+    help="Choose the few percent of an instruction-tuning pool that teach your task, and prove it.\n" + EXAMPLES,
+    help_format="markdown",
+)
+
+
+def _run(config: RunConfig, until: Stage | None = None) -> Run:
+    from gistselect.run.context import Run
+    from gistselect.run.pipeline import execute
+    from gistselect.run.progress import Reporter
+
+    run = Run(config, Reporter())
+    execute(run, last=until)
+    return run
+
+
+@app.command
+def run(*, config: RunConfig) -> None:
+    """Select from a pool for a target: warm-up, gradients, scores, selection, and with --evaluate the proof.
+
+    Every option can stand in a YAML file given with --config; flags come on top. Options that are not given are
+    read from run.yaml in the output folder, if it is there.
+    """
+    _run(config)
+
+
+@app.command
+def warmup(*, config: RunConfig) -> None:
+    """Stage 1: train the warm-up adapter on a random part of the pool."""
+    _run(config, "warmup")
+
+
+@app.command
+def features(*, config: RunConfig) -> None:
+    """Stage 2: task subspaces from the queries, and the pool's gradients projected into them."""
+    _run(config, "features")
+
+
+@app.command
+def score(*, config: RunConfig) -> None:
+    """Stage 3: score every pool row for every target."""
+    _run(config, "score")
+
+
+@app.command
+def select(*, config: RunConfig) -> None:
+    """Stage 4: write the best rows within the budget as a training file."""
+    _run(config, "select")
+
+
+@app.command
+def train(
+    *,
+    run: Annotated[Path | None, Parameter(help="Run folder: fine-tune on its selection and baselines.")] = None,
+    config: Annotated[TrainConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Stage 5: fine-tune on a run's selection (--run), or on any rows (--model, --data, --output).
+
+    Typical use:
+
+        gistselect train --run runs/math
+        gistselect train --model ./model --data runs/math/selected.jsonl --output adapters/math --merge
+    """
+    if (run is None) == (config is None):
+        raise ConfigError("give either --run FOLDER, or --model, --data and --output.")
+    if run is not None:
+        _run(RunConfig.from_yaml(run / "run.yaml"), "train")
+        return
+    from gistselect.run.progress import Reporter
+    from gistselect.run.standalone import train_on_rows
+
+    train_on_rows(cast("TrainConfig", config), Reporter())
+
+
+@app.command
+def evaluate(
+    *,
+    run: Annotated[Path | None, Parameter(help="Run folder: compare its selection with its baselines.")] = None,
+    config: Annotated[EvaluateConfig | None, Parameter(name="*")] = None,
+) -> None:
+    """Stage 6: compare a run's selection with its baselines (--run), or measure any model (--model, --tasks, --output).
+
+    Typical use:
+
+        gistselect evaluate --run runs/math
+        gistselect evaluate --model ./model --adapter adapters/math --tasks gsm8k bbh --data-dir data --output results
+    """
+    if (run is None) == (config is None):
+        raise ConfigError("give either --run FOLDER, or --model, --tasks and --output.")
+    if run is not None:
+        _run(RunConfig.from_yaml(run / "run.yaml"), "evaluate")
+        return
+    from gistselect.run.progress import Reporter
+    from gistselect.run.standalone import evaluate_model
+
+    for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command
+def export(
+    folder: Path,
+    *,
+    to: Literal["trl", "axolotl", "llamafactory"],
+    output: Path,
+) -> None:
+    """Write a run's selection in the format of a training tool, with a ready configuration file.
+
+    Parameters
+    ----------
+    folder:
+        Run folder that holds a selection.
+    to:
+        The tool.
+    output:
+        Folder for the data and the configuration.
+    """
+    from gistselect.run.standalone import export_selection
+
+    for path in export_selection(folder, to, output):
+        Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command
+def demo(*, output: Path = Path("runs/demo")) -> None:
+    """The whole method on an embedded pool, target and language model; minutes on a laptop.
+
+    Parameters
+    ----------
+    output:
+        Run folder.
+    """
+    from gistselect.demo import demo_config
+
+    with as_file(files("gistselect.demo")) as folder:
+        _run(demo_config(folder, output))
+
+
+@app.command
+def spectrum(folder: Path) -> None:
+    """Singular values of the query gradients of a run, and the rank that keeps 95 % of their variance.
+
+    Parameters
+    ----------
+    folder:
+        Run folder that holds scores.
+    """
+    from gistselect.run.context import Run
+    from gistselect.run.progress import Reporter
+    from gistselect.run.spectrum import draw_spectrum, spectrum_table
+
+    loaded = Run(RunConfig.from_yaml(folder / "run.yaml"), Reporter())
+    draw_spectrum(loaded)
+    print_table("Spectrum of the query gradients", spectrum_table(loaded))
+    Console().print(f"plot: {loaded.path('spectrum.svg')}", markup=False, highlight=False)
+
+
+def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A table on standard output; cell text is never markup."""
+    from rich.text import Text
+
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row.values()))
+    Console().print(table)
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="YAML file of options; flags come on top.")] = None,
+) -> None:
+    source = config or _stored_config(tokens)
+    if source is not None:
+        if not source.is_file():
+            raise ConfigError(f"there is no configuration file {source}.")
+        app.config = cyclopts.config.Yaml(source, must_exist=True, use_commands_as_keys=False)
+    app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _stored_config(tokens: Sequence[str]) -> Path | None:
+    """run.yaml of the output folder, if the command takes one and has been run there before."""
+    if not tokens or tokens[0] not in {"run", "warmup", "features", "score", "select"}:
+        return None
+    for token, value in zip(tokens, [*tokens[1:], ""], strict=True):
+        folder = (
+            value if token == "--output" else token.removeprefix("--output=") if token.startswith("--output=") else None
+        )
+        if folder and (Path(folder) / "run.yaml").is_file():
+            return Path(folder) / "run.yaml"
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: errors that the user can act on are one message and exit status 2, never a traceback."""
+    try:
+        app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (GistSelectError, cyclopts.CycloptsError) as error:
+        Console(stderr=True).print(f"gistselect: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nInterrupted. The same command continues where this one stopped.", markup=False)
+        sys.exit(130)

@@ -1,0 +1,56 @@
+"""The singular values of the query gradients, as numbers and as a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gistselect.report.charts import Line, line_chart
+from gistselect.run.context import Run
+from gistselect.run.store import read_json, replacing
+
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+def draw_spectrum(run: Run) -> None:
+    """Write spectrum.svg: cumulative explained variance against rank, a curve for each target and checkpoint."""
+    lines = [
+        Line(
+            name=f"{task}, {checkpoint['name']}",
+            x=list(range(1, len(checkpoint["explained_variance"]) + 1)),
+            y=checkpoint["explained_variance"],
+        )
+        for task, checkpoint in _spectra(run)
+    ]
+    chart = line_chart(
+        lines,
+        title="Spectrum of the query gradients",
+        x_label="rank",
+        y_label="cumulative explained variance",
+        y_range=(0.0, 1.0),
+    )
+    with replacing(run.path("spectrum.svg")) as part:
+        part.write_text(chart, encoding="utf-8")
+
+
+def spectrum_table(run: Run) -> list[dict[str, Any]]:
+    """One row for each target and checkpoint: queries, the largest singular values, and the rank at each level."""
+    table = []
+    for task, checkpoint in _spectra(run):
+        variance = checkpoint["explained_variance"]
+        ranks = {f"rank at {level:.0%}": sum(value < level - 1e-12 for value in variance) + 1 for level in LEVELS}
+        values = checkpoint["singular_values"]
+        table.append(
+            {
+                "target": task,
+                "checkpoint": checkpoint["name"],
+                "queries": len(values),
+                **ranks,
+                "largest singular values": " ".join(f"{value:.3g}" for value in values[:6]),
+            }
+        )
+    return table
+
+
+def _spectra(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    described = read_json(run.path("subspace.json"))
+    return [(task, checkpoint) for task in described for checkpoint in described[task]["checkpoints"]]

@@ -1,0 +1,99 @@
+"""Commands that need no run: train on any rows, evaluate any model, hand a selection to another tool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gistselect import registry
+from gistselect.data.records import open_pool, read_records
+from gistselect.data.tokens import encode, load_template
+from gistselect.errors import ConfigError, DataError
+from gistselect.evaluation import evaluate
+from gistselect.model.loading import load_model, load_tokenizer
+from gistselect.report.charts import Line, line_chart
+from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
+from gistselect.run.progress import Reporter
+from gistselect.run.store import replacing, write_lines
+from gistselect.training import TrainingResult, merge_adapter, steps_per_epoch, train
+from gistselect.types import Example, Record, Rejected
+
+
+def train_on_rows(config: TrainConfig, reporter: Reporter) -> list[TrainingResult]:
+    """One training for each seed, with its curve as numbers and picture; merged on request.
+
+    Rows that cannot be trained on are listed in quarantine.jsonl. Raises `DataError` if none is left, `ConfigError`
+    for options that contradict each other.
+    """
+    if config.merge and config.training.full:
+        raise ConfigError("--merge adds an adapter to its base; a full fine-tuning is a whole model already.")
+    examples = _examples(config, reporter)
+    results = []
+    for seed in config.seeds:
+        folder = config.output / f"seed-{seed}"
+        n_steps = config.training.epochs * steps_per_epoch(len(examples), config.training.global_batch_size)
+        with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps") as step:
+            result = train(
+                load_model(config.source), examples, config.training, output=folder, seed=seed, progress=step.reach
+            )
+        _draw_curve(result, folder / "curve.svg")
+        reporter.say(f"  checkpoint: {result.adapter}")
+        if config.merge:
+            merge_adapter(config.source, result.adapter, folder / "merged")
+            reporter.say(f"  merged model: {folder / 'merged'}")
+        results.append(result)
+    return results
+
+
+def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
+    tokenizer = load_tokenizer(config.source)
+    rows = list(open_pool(config.data, format=config.format).rows())
+    records = [row for row in rows if isinstance(row, Record)]
+    template = load_template(config.template, tokenizer)
+    encoded = encode(records, template, tokenizer, config.max_length)
+    rejected = [one for one in (*rows, *encoded) if isinstance(one, Rejected)]
+    described = ({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason} for one in rejected)
+    write_lines(config.output / "quarantine.jsonl", (json.dumps(one, ensure_ascii=False).encode() for one in described))
+    examples = [one for one in encoded if isinstance(one, Example)]
+    if not examples:
+        raise DataError(f"none of the {len(rows)} rows can be trained on; the first: {rejected[0].reason}")
+    reporter.say(f"{len(examples):,} rows to train on, {len(rejected):,} quarantined.")
+    return examples
+
+
+def _draw_curve(result: TrainingResult, path: Path) -> None:
+    steps, losses, _ = zip(*result.curve, strict=True)
+    chart = line_chart(
+        [Line(name="training loss", x=steps, y=losses)],
+        title="Training curve",
+        x_label="optimizer step",
+        y_label="loss (nats per token)",
+    )
+    with replacing(path) as part:
+        part.write_text(chart, encoding="utf-8")
+
+
+def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
+    """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.evaluate`."""
+    with reporter.steps("items") as progress:
+        result = evaluate(
+            config.source, config.adapter, config.tasks, config.data_dir, config.output, config.evaluation, progress
+        )
+    return [*(task.summary for task in result.tasks), f"details: {result.output / 'results.json'}"]
+
+
+def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
+    """Write a run's selection for another tool; the files written."""
+    config = RunConfig.from_yaml(folder / "run.yaml")
+    rows = read_records(folder / "selected.jsonl")
+    if broken := [row for row in rows if isinstance(row, Rejected)]:
+        raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
+    write = registry.resolve("export", tool)
+    return write(
+        [row for row in rows if isinstance(row, Record)],
+        output,
+        model=config.model,
+        config=config.finetune,
+        max_length=config.max_length,
+        seed=config.seed,
+    )

@@ -1,0 +1,463 @@
+"""Examples to adapter: the warm-up before gradients are taken, and fine-tuning on a selection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
+from gistselect.model.adapters import AdapterConfig
+from gistselect.types import Example
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from gistselect.model.loading import LanguageModel, ModelConfig
+
+MOMENTS = "moments.safetensors"
+"""Optimizer moments beside each checkpoint: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, names as in
+`model.named_parameters()`, shapes as the parameters; the number of steps is in the file's metadata."""
+CURVE = "curve.json"
+RECEIPT = "training.json"
+"""Written first with the training's digest, and last with its result."""
+PICKLES = (".pt", ".pth", ".bin")
+"""What Trainer keeps for a resume; removed when the training is done."""
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after each optimizer step: steps done, steps in all, and loss, learning_rate and epoch."""
+
+
+class TrainingConfig(BaseModel):
+    """The published recipe (LESS, section 5): LoRA, AdamW, linear decay, a stated global batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the rows; the learning-rate schedule spans all of them even if the run stops earlier."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Shape of the learning rate after its warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    """Implementation of AdamW."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Rows in one optimizer step, whatever the number of devices; accumulation follows from it."""
+    device_batch_size: int = Field(default=8, ge=1)
+    """Most rows in one forward pass on one device; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    full: bool = False
+    """Train all weights instead of an adapter."""
+    adapter: AdapterConfig = AdapterConfig()
+    """The adapter to train, unless `full`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The weights at the end of an epoch."""
+
+    path: Path
+    """PEFT adapter folder, or a model folder after full fine-tuning."""
+    epoch: int
+    step: int
+    mean_learning_rate: float
+    """Over the steps of the epoch; LESS weights its checkpoints by it."""
+
+    @property
+    def moments(self) -> Path:
+        return self.path / MOMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training left on disk."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    curve: tuple[tuple[int, float, float], ...]
+    """(step, loss, learning rate) of each optimizer step; the loss is the mean over its supervised tokens."""
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the last checkpoint."""
+        return self.checkpoints[-1].path
+
+
+def train(
+    model: ModelConfig | LanguageModel,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    *,
+    output: Path,
+    seed: int,
+    stop_after_epoch: int | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train on examples and keep the weights at the end of each epoch, up to `stop_after_epoch`.
+
+    The same call on the same `output` continues an interrupted training at its last whole epoch, to the same
+    bits; a finished one is returned as it stands. A live model is given back without the adapter; with
+    `config.full` its weights are changed in place.
+    Raises `ConfigError`, `DataError` (no row, or one without a supervised token), `ArtifactMismatchError`
+    (the folder holds another training) and `ModelError` (the loss is not a number).
+    """
+    _check(examples, config, stop_after_epoch)
+    last_epoch = stop_after_epoch or config.epochs
+    per_epoch = steps_per_epoch(len(examples), config.global_batch_size)
+    digest = _training_digest(examples, config, seed, last_epoch)
+    if finished := _resume_state(output, digest):
+        return finished
+    resume_from = _last_checkpoint(output)
+    if resume_from is None or _step_of(resume_from) < last_epoch * per_epoch:
+        trainer = _trainer(_language_model(model, config), examples, config, output, seed, last_epoch, progress)
+        try:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        finally:
+            if not config.full:
+                _detach(trainer.model)
+    return _finish(output, digest, per_epoch)
+
+
+def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> None:
+    """Write the model with the adapter's weights added in, and its tokenizer, as an ordinary model folder.
+
+    Raises `ConfigError` for a quantized model, whose weights cannot take the sum without a loss.
+    """
+    from gistselect.model.adapters import load_adapter
+    from gistselect.model.loading import load_model
+
+    if model_config.quantization != "none":
+        raise ConfigError(
+            f"quantization={model_config.quantization!r}: an adapter cannot be merged into quantized weights "
+            "without rounding it away; merge with quantization='none'."
+        )
+    language_model = load_adapter(load_model(model_config), adapter)
+    merged: Any = language_model.model
+    merged.merge_and_unload().save_pretrained(output)
+    language_model.tokenizer.save_pretrained(output)
+
+
+def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
+    """Optimizer steps in one pass; the last may have fewer rows."""
+    return math.ceil(n_examples / global_batch_size)
+
+
+def epoch_order(lengths: Sequence[int], *, global_batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Row positions (n,) of an epoch: a seeded shuffle, then by length within each global batch.
+
+    The rows of one global batch share one optimizer step, so their order costs nothing and saves padding.
+    """
+    import numpy as np
+
+    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    order: list[int] = []
+    for start in range(0, len(shuffled), global_batch_size):
+        batch = shuffled[start : start + global_batch_size].tolist()
+        order += sorted(batch, key=lambda row: (-lengths[row], row))
+    return order
+
+
+def _check(examples: Sequence[Example], config: TrainingConfig, stop_after_epoch: int | None) -> None:
+    if not examples:
+        raise DataError("there is no row to train on.")
+    if empty := [example.id for example in examples if not example.n_supervised]:
+        raise DataError(f"{len(empty)} rows have no supervised token, e.g. {empty[0]!r}; leave them out.")
+    if stop_after_epoch is not None and not 1 <= stop_after_epoch <= config.epochs:
+        raise ConfigError(f"stop_after_epoch={stop_after_epoch} is not one of the epochs 1 to {config.epochs}.")
+
+
+def _training_digest(examples: Sequence[Example], config: TrainingConfig, seed: int, last_epoch: int) -> str:
+    content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed, last_epoch]).encode())
+    for example in examples:
+        content.update(repr((example.id, example.n_tokens)).encode())
+        content.update(example.input_ids.tobytes() + example.supervised.tobytes())
+    return content.hexdigest()
+
+
+def _resume_state(output: Path, digest: str) -> TrainingResult | None:
+    """The finished training of this digest if `output` holds it; otherwise `output` is made ready."""
+    receipt = output / RECEIPT
+    if receipt.exists():
+        stored = json.loads(receipt.read_text(encoding="utf-8"))
+        if stored["digest"] != digest:
+            raise ArtifactMismatchError(
+                f"{output} holds another training (rows, options or seed); choose another folder or remove it."
+            )
+        return _stored_result(output, stored) if "checkpoints" in stored else None
+    output.mkdir(parents=True, exist_ok=True)
+    _write_json(receipt, {"digest": digest})
+    return None
+
+
+def _stored_result(output: Path, stored: dict[str, Any]) -> TrainingResult:
+    for path in output.glob("checkpoint-*/*"):
+        if path.suffix in PICKLES:
+            path.unlink()
+    curve = json.loads((output / CURVE).read_text(encoding="utf-8"))
+    return TrainingResult(
+        checkpoints=tuple(Checkpoint(**{**one, "path": output / one["path"]}) for one in stored["checkpoints"]),
+        curve=tuple((step, loss, rate) for step, loss, rate in curve),
+    )
+
+
+def _last_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint; one that was cut off while it was written is removed."""
+    whole = []
+    for folder in output.glob("checkpoint-*"):
+        if (folder / MOMENTS).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _language_model(model: ModelConfig | LanguageModel, config: TrainingConfig) -> LanguageModel:
+    from gistselect.model.loading import ModelConfig, load_model
+
+    language_model = load_model(model) if isinstance(model, ModelConfig) else model
+    if hasattr(language_model.model, "peft_config"):
+        raise ModelError("the model already carries an adapter; give the base model, or merge the adapter first.")
+    if config.full and isinstance(model, ModelConfig) and model.quantization != "none":
+        raise ConfigError(
+            f"full=true cannot train {model.quantization} weights; drop the quantization or train an adapter."
+        )
+    return language_model
+
+
+def _trainer(
+    language_model: LanguageModel,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    output: Path,
+    seed: int,
+    last_epoch: int,
+    progress: Progress | None,
+) -> Trainer:
+    from transformers import PrinterCallback, Trainer
+    from transformers.trainer_utils import set_seed
+
+    set_seed(seed)
+    lengths = [example.n_tokens for example in examples]
+    total_steps = last_epoch * steps_per_epoch(len(examples), config.global_batch_size)
+
+    class SeededOrderTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return _EpochSampler(lengths, config.global_batch_size, seed)
+
+    trainer = SeededOrderTrainer(
+        model=_trainable(language_model, config, seed),
+        args=_arguments(language_model, len(examples), config, output, seed),
+        train_dataset=[_features(example) for example in examples],  # pyright: ignore[reportArgumentType]
+        data_collator=_Collator(language_model.tokenizer.pad_token_id),
+        callbacks=[_callback(last_epoch, total_steps, progress)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _trainable(language_model: LanguageModel, config: TrainingConfig, seed: int) -> Any:
+    """The model with what is to be trained in float32: AdamW steps of 1e-5 vanish in bfloat16 weights."""
+    from gistselect.model.adapters import attach_adapter
+
+    if config.full:
+        return language_model.model.float().requires_grad_(True)
+    return attach_adapter(language_model, config.adapter, seed, dtype="float32").model
+
+
+def _arguments(
+    language_model: LanguageModel, n_examples: int, config: TrainingConfig, output: Path, seed: int
+) -> TrainingArguments:
+    """Accumulation from the global batch and the number of devices; warm-up steps from the ratio."""
+    import torch
+    from transformers import TrainingArguments
+
+    total_steps = config.epochs * steps_per_epoch(n_examples, config.global_batch_size)
+    checkpointing: dict[str, Any] = {}
+    if config.gradient_checkpointing:
+        checkpointing = {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        }
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=math.ceil(config.warmup_ratio * total_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        bf16=language_model.dtype == torch.bfloat16,
+        fp16=language_model.dtype == torch.float16,
+        use_cpu=torch.device(language_model.device).type == "cpu",
+        seed=seed,
+        save_strategy="epoch",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        **checkpointing,
+    )
+    # Several visible GPUs in one process would make Trainer split batches among them behind our back.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    share, rest = divmod(config.global_batch_size, arguments.world_size)
+    if rest:
+        raise ConfigError(
+            f"global_batch_size={config.global_batch_size} cannot be shared by {arguments.world_size} devices; use "
+            "a multiple."
+        )
+    arguments.per_device_train_batch_size = max(
+        size for size in range(1, min(config.device_batch_size, share) + 1) if share % size == 0
+    )
+    arguments.gradient_accumulation_steps = share // arguments.per_device_train_batch_size
+    return arguments
+
+
+class _EpochSampler:
+    """Positions of the rows in `epoch_order`; the training loop sets the epoch."""
+
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int) -> None:
+        self.lengths, self.global_batch_size, self.seed = lengths, global_batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(
+            epoch_order(self.lengths, global_batch_size=self.global_batch_size, seed=self.seed, epoch=self.epoch)
+        )
+
+
+def _features(example: Example) -> dict[str, Any]:
+    """Token ids (t,) and labels (t,), -100 where the token is not supervised."""
+    import torch
+
+    input_ids = torch.from_numpy(example.input_ids.astype("int64"))
+    return {
+        "input_ids": input_ids,
+        "labels": input_ids.masked_fill(~torch.from_numpy(example.supervised), -100),
+    }
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Pads on the right to the longest row of the batch."""
+
+    pad_token_id: int | None
+
+    def __call__(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id or 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100),
+        }
+
+
+def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class EpochCheckpoints(TrainerCallback):
+        """Keeps the moments beside each checkpoint, stops at the last epoch, and reports."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            if not math.isfinite(logs["loss"]):
+                raise ModelError(
+                    f"the training loss is {logs['loss']} at step {state.global_step}; use float32 or bfloat16, "
+                    "or a lower learning rate."
+                )
+            if progress:
+                facts = {key: logs[key] for key in ("loss", "learning_rate", "epoch")}
+                progress(state.global_step, total_steps, facts)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = round(state.epoch) >= last_epoch
+
+        def on_save(self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                save_moments(folder / MOMENTS, model, optimizer.state, state.global_step)
+
+    return EpochCheckpoints()
+
+
+def save_moments(path: Path, model: torch.nn.Module, state: dict[Any, dict[str, Any]], step: int) -> None:
+    """Write AdamW's moments by the name of their parameter.
+
+    The optimizer keys its state by the parameters themselves, so no order of parameter groups enters.
+    Raises `ModelError` if a trained parameter has no moments.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "exp_avg" not in state.get(parameter, {}):
+            raise ModelError(f"the optimizer holds no moments of {name!r} at step {step}.")
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = state[parameter][moment].detach().cpu().contiguous()
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step)})
+    partial.replace(path)
+
+
+def _finish(output: Path, digest: str, per_epoch: int) -> TrainingResult:
+    """Collect what the training left, write the receipt, and remove what only a resume needs."""
+    folders = sorted(output.glob("checkpoint-*"), key=_step_of)
+    history = json.loads((folders[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    curve = [(log["step"], log["loss"], log["learning_rate"]) for log in history if "loss" in log]
+    checkpoints = []
+    for folder in folders:
+        step = _step_of(folder)
+        rates = [rate for at, _, rate in curve if step - per_epoch < at <= step]
+        facts = {"epoch": step // per_epoch, "step": step, "mean_learning_rate": sum(rates) / len(rates)}
+        checkpoints.append({"path": folder.name, **facts})
+    _write_json(output / CURVE, curve)
+    receipt = {"digest": digest, "checkpoints": checkpoints}
+    _write_json(output / RECEIPT, receipt)
+    return _stored_result(output, receipt)
+
+
+def _detach(model: Any) -> None:
+    """Give the base model back as it was before the adapter."""
+    model.unload()
+    model.base_model.model.requires_grad_(True)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
