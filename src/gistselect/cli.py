@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gistselect import __version__
 from gistselect.errors import ConfigError, GistSelectError
-from gistselect.run.config import EvaluateConfig, RunConfig, Stage, TrainConfig
+from gistselect.run.config import EvaluateConfig, RunConfig, Stage, TrainConfig, read_yaml
 
 if TYPE_CHECKING:
     from gistselect.run.context import Run
@@ -181,11 +181,12 @@ def spectrum(folder: Path) -> None:
     """
     from gistselect.run.context import Run
     from gistselect.run.progress import Reporter
-    from gistselect.run.spectrum import draw_spectrum, spectrum_table
+    from gistselect.run.spectrum import draw_spectrum, leading_values, spectrum_table
 
     loaded = Run(RunConfig.from_yaml(folder / "run.yaml"), Reporter())
     draw_spectrum(loaded)
-    print_table("Spectrum of the query gradients", spectrum_table(loaded))
+    print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(loaded))
+    Console().print("Largest singular values:", *leading_values(loaded), sep="\n  ", markup=False, highlight=False)
     Console().print(f"plot: {loaded.path('spectrum.svg')}", markup=False, highlight=False)
 
 
@@ -207,10 +208,10 @@ def _with_config(
     config: Annotated[Path | None, Parameter(help="YAML file of options; flags come on top.")] = None,
 ) -> None:
     source = config or _stored_config(tokens)
-    if source is not None:
-        if not source.is_file():
-            raise ConfigError(f"there is no configuration file {source}.")
-        app.config = cyclopts.config.Yaml(source, must_exist=True, use_commands_as_keys=False)
+    app.config = ()
+    if source is not None and tokens:
+        # Below the command's name: at the top level cyclopts drops keys that are also commands, such as warmup.
+        app.config = (cyclopts.config.Dict({tokens[0]: read_yaml(source)}, source=str(source)),)
     app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 

@@ -178,19 +178,24 @@ class RunConfig(TextOptions, ModelOptions):
     @classmethod
     def from_yaml(cls, path: Path) -> RunConfig:
         """Read `run.yaml`. Raises `ConfigError` if it is missing, not YAML, or not valid."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must be a mapping of option names to values.")
-        return cls.from_values(values)
+        return cls.from_values(read_yaml(path))
 
     def to_yaml(self) -> str:
         """Every option, resolved: the file replays the run."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Options in a YAML file. Raises `ConfigError` if it is missing or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping of option names to values.")
+    return values
 
 
 @Parameter(name="*")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from gistselect.linalg.subspace import rank_for_variance
 from gistselect.report.charts import Line, line_chart
 from gistselect.run.context import Run
 from gistselect.run.store import read_json, replacing
 
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
+SHOWN = 10
 
 
 def draw_spectrum(run: Run) -> None:
@@ -33,22 +37,21 @@ def draw_spectrum(run: Run) -> None:
 
 
 def spectrum_table(run: Run) -> list[dict[str, Any]]:
-    """One row for each target and checkpoint: queries, the largest singular values, and the rank at each level."""
+    """One row for each target and checkpoint: the number of queries, and the rank that keeps each share of variance."""
     table = []
     for task, checkpoint in _spectra(run):
-        variance = checkpoint["explained_variance"]
-        ranks = {f"rank at {level:.0%}": sum(value < level - 1e-12 for value in variance) + 1 for level in LEVELS}
-        values = checkpoint["singular_values"]
-        table.append(
-            {
-                "target": task,
-                "checkpoint": checkpoint["name"],
-                "queries": len(values),
-                **ranks,
-                "largest singular values": " ".join(f"{value:.3g}" for value in values[:6]),
-            }
-        )
+        values = np.asarray(checkpoint["singular_values"])
+        ranks = {f"{level:.0%}": rank_for_variance(values, level) for level in LEVELS}
+        table.append({"target": task, "checkpoint": checkpoint["name"], "queries": len(values), **ranks})
     return table
+
+
+def leading_values(run: Run) -> list[str]:
+    """The largest singular values of each target and checkpoint, a line each."""
+    return [
+        f"{task}, {checkpoint['name']}: " + " ".join(f"{value:.3g}" for value in checkpoint["singular_values"][:SHOWN])
+        for task, checkpoint in _spectra(run)
+    ]
 
 
 def _spectra(run: Run) -> list[tuple[str, dict[str, Any]]]:

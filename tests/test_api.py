@@ -1,0 +1,90 @@
+"""The Python API gives what the command line gives, from files, rows in memory, and a live model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from numpy.testing import assert_allclose
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gistselect
+
+WARMUP = {"epochs": 1, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 2, "alpha": 4}}
+
+
+def row(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+POOL = [row(f"What is {n} and {n + 2}?", f"The answer is {2 * n + 2}" + "!" * (n % 4)) for n in range(24)]
+TARGET = [row("What is 4 and 4?", "The answer is 8."), row("What is 1 and 7?", "The answer is 8.")]
+
+
+def select(tiny_model: Path, **changes: Any) -> gistselect.Selection:
+    arguments = {
+        "model": tiny_model,
+        "pool": POOL,
+        "targets": {"sums": TARGET},
+        "budget": 5,
+        "warmup": WARMUP,
+        "warmup_share": 0.5,
+        "progress": False,
+        "device": "cpu",
+    }
+    return gistselect.select(**{**arguments, **changes})
+
+
+def test_rows_data_set_and_file_select_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in POOL))
+    selections = [select(tiny_model, pool=pool) for pool in (POOL, Dataset.from_list(POOL), path, [path])]
+    assert len({selection.ids for selection in selections}) == 1
+    first = selections[0]
+    assert len(first) == 5
+    assert all(one in POOL for one in first)
+    assert list(first.scores) == sorted(first.scores, reverse=True)
+    assert set(first.best_targets) == {"sums"}
+    assert first.dataset.to_list() == list(first.rows)
+    again = gistselect.load_selection(first.output)
+    assert (again.ids, again.rows) == (first.ids, first.rows)
+
+
+def test_a_live_model_scores_as_its_saved_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    live.save_pretrained(tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    before = {name: value.clone() for name, value in live.state_dict().items()}
+    from_live = select(tiny_model, model=live, tokenizer=tokenizer)
+    from_disk = select(tiny_model, adapter=tmp_path / "adapter")
+    assert from_live.ids == from_disk.ids
+    assert_allclose(from_live.scores, from_disk.scores, atol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in live.state_dict().items())
+
+
+def test_a_live_model_needs_tokenizer_and_adapter(tiny_model: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with pytest.raises(gistselect.GistSelectError, match="tokenizer"):
+        select(tiny_model, model=base)
+    with pytest.raises(gistselect.GistSelectError, match="PeftModel"):
+        select(tiny_model, model=base, tokenizer=AutoTokenizer.from_pretrained(tiny_model))
+
+
+def test_a_target_name_never_becomes_a_path(tiny_model: Path) -> None:
+    with pytest.raises(gistselect.GistSelectError, match="names a file"):
+        select(tiny_model, targets={"../escape": TARGET})
+
+
+@pytest.mark.parametrize("code", ["import gistselect", "from gistselect.cli import main; main(['run', '--help'])"])
+def test_starting_is_light(code: str) -> None:
+    heavy = "{'torch', 'transformers', 'peft', 'datasets', 'lm_eval'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import sys\n{code}\nassert not {heavy}, {heavy}"], check=True)

@@ -1,0 +1,137 @@
+"""Commands as a person types them: options, files, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from gistselect.cli import main
+
+
+def row(question: str, answer: str, **more: str) -> str:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": turns, **more}) + "\n"
+
+
+@pytest.fixture
+def arguments(tiny_model: Path, tmp_path: Path) -> list[str]:
+    """`run` with its required options and a warm-up that takes a moment."""
+    (tmp_path / "pool.jsonl").write_text(
+        "".join(row(f"What is {n}?", f"It is {n}.", id=f"r{n}") for n in range(24)) + row("[/x] {{ 7*7 }}", "[bold]no")
+    )
+    (tmp_path / "mine.jsonl").write_text(row("What is 40?", "It is 40.") + row("What is 41?", "It is 41."))
+    (tmp_path / "heldout.jsonl").write_text(row("What is 52?", "It is 52.") + row("What is 57?", "It is 57."))
+    return [
+        *("run", "--model", str(tiny_model), "--pool", str(tmp_path / "pool.jsonl")),
+        *("--target", str(tmp_path / "mine.jsonl"), "--output", str(tmp_path / "out"), "--budget", "4"),
+        *("--warmup-share", "0.5", "--warmup.global-batch-size", "4", "--warmup.learning-rate", "1e-2"),
+        *("--warmup.adapter.rank", "2", "--finetune.adapter.rank", "2", "--device", "cpu"),
+    ]
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that fails says; it must exit with 2 and without a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+def test_stages_one_by_one_give_what_run_gives(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments)
+    whole = (tmp_path / "out" / "selected.jsonl").read_bytes()
+    stages = [*arguments[1:]]
+    stages[stages.index("--output") + 1] = str(tmp_path / "steps")
+    main(["warmup", *stages])
+    assert not (tmp_path / "steps" / "scores.parquet").exists()
+    for stage in ("features", "score", "select"):
+        main([stage, "--output", str(tmp_path / "steps")])
+    assert (tmp_path / "steps" / "selected.jsonl").read_bytes() == whole
+    main(["select", "--output", str(tmp_path / "steps"), "--budget", "40%"])
+    assert pq.read_table(tmp_path / "steps" / "selection.parquet").num_rows == 10
+    main(["spectrum", str(tmp_path / "steps")])
+    said = capsys.readouterr().out
+    assert "95%" in said
+    assert "mine, checkpoint 1:" in said
+    assert (tmp_path / "steps" / "spectrum.svg").read_text().startswith("<svg")
+
+
+def test_a_configuration_file_is_the_same_as_flags(arguments: list[str], tmp_path: Path) -> None:
+    main(arguments)
+    stored = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
+    stored["output"] = str(tmp_path / "again")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(stored))
+    main(["run", "--config", str(tmp_path / "run.yaml")])
+    for name in ("selected.jsonl", "scores.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    main(["run", "--config", str(tmp_path / "run.yaml"), "--budget", "3"])
+    assert len((tmp_path / "again" / "selected.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_the_loop_closes_with_a_verdict(arguments: list[str], tmp_path: Path) -> None:
+    main([*arguments, "--evaluate", "--heldout", str(tmp_path / "heldout.jsonl"), "--train-seeds", "0", "1"])
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert "GIST" in json.dumps(result)
+    assert "random" in json.dumps(result)
+
+
+def test_own_target_without_heldout_items_cannot_be_evaluated(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--heldout FILE" in failure([*arguments, "--evaluate"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--ranc", "3"], "--rank"),
+        (["--rank", "lots"], "rank"),
+        (["--until", "lunch"], "until"),
+        (["--target", "gsm9k"], "Did you mean 'gsm8k'"),
+        (["--target", "gsm8k"], "--data-dir"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--template", "tulip"], "tulu"),
+        (["--budget", "0"], "budget"),
+        (["--adapter", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_message(
+    arguments: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failure([*arguments, *extra], capsys)
+
+
+def test_unknown_key_in_a_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("ranc: 3\n")
+    assert "ranc" in failure(["run", "--config", str(tmp_path / "run.yaml")], capsys)
+
+
+@pytest.mark.parametrize("command", ["run", "train", "evaluate", "export", "spectrum", "demo"])
+def test_help_has_no_traceback(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([command, "--help"])
+    assert "Usage: gistselect" in capsys.readouterr().out
+
+
+def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "adapter"
+    main(
+        [
+            *("train", "--model", str(tiny_model), "--data", str(tmp_path / "pool.jsonl"), "--output", str(output)),
+            *("--epochs", "1", "--adapter.rank", "2", "--device", "cpu", "--merge"),
+        ]
+    )
+    assert (output / "seed-0" / "curve.svg").is_file()
+    assert (output / "seed-0" / "merged" / "model.safetensors").is_file()
+    assert (output / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_train_needs_a_run_or_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "either --run" in failure(["train"], capsys)
