@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistselect.errors import ConfigError, DataError
+from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
 from gistselect.selection.budget import parse_budget, rows_for_budget
 from gistselect.selection.selectors import top_k
 from gistselect.types import ScoreMatrix
@@ -68,3 +69,22 @@ def test_top_k_equals_sorting_and_ignores_the_order_of_the_pool(data: st.DataObj
 def test_nan_is_never_ranked() -> None:
     with pytest.raises(DataError, match="'bad'"):
         top_k(matrix(["good", "bad"], [[0.1], [np.nan]]), 1)
+
+
+def test_length_matched_rows_have_the_lengths_of_the_selection() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(5, 1, size=4000).astype(int)
+    chosen = np.argsort(-lengths)[:300]
+    drawn = length_matched_rows(lengths, chosen, rng)
+    assert len(set(drawn.tolist())) == len(chosen)
+    assert len(set(drawn.tolist()) & set(chosen.tolist())) < len(chosen)
+    # The longest 7.5 % of the pool lie in its two highest bins, and so must the draw.
+    assert lengths[drawn].min() >= np.quantile(lengths, 1 - 2 / LENGTH_BINS)
+
+
+def test_random_rows_are_uniform_without_replacement() -> None:
+    rng = np.random.default_rng(0)
+    draws = [random_rows(10, 50, rng) for _ in range(2000)]
+    assert all(len(set(draw.tolist())) == 10 for draw in draws)
+    counts = np.bincount(np.concatenate(draws), minlength=50)
+    assert np.abs(counts - 400).max() < 5 * np.sqrt(400)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gistselect import __version__
 from gistselect.errors import ConfigError, GistSelectError
+from gistselect.run.bench import BenchConfig
 from gistselect.run.config import EvaluateConfig, RunConfig, Stage, TrainConfig, read_yaml
 
 if TYPE_CHECKING:
@@ -188,6 +189,14 @@ def spectrum(folder: Path) -> None:
     print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(loaded))
     Console().print("Largest singular values:", *leading_values(loaded), sep="\n  ", markup=False, highlight=False)
     Console().print(f"plot: {loaded.path('spectrum.svg')}", markup=False, highlight=False)
+
+
+@app.command
+def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) -> None:
+    """Time the gradient engine against the published loop and against plain backward passes, in one interleaved run."""
+    from gistselect.run.bench import bench, format_table
+
+    Console().print(format_table(bench(config or BenchConfig())), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -19,9 +19,6 @@ REGISTRY: dict[str, dict[str, str]] = {
         "tydiqa": "gistselect.tasks.tydiqa:TyDiQA",
         "gsm8k": "gistselect.tasks.gsm8k:GSM8K",
     },
-    "representation": {
-        "gist": "gistselect.representations.gist:Gist",
-    },
     "selector": {
         "top_k": "gistselect.selection.selectors:top_k",
     },

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -306,8 +307,11 @@ def _pool_sizes(config: BenchConfig, rng: np.random.Generator) -> NDArray[np.int
 def _arms(
     engine: GradientEngine, examples: Sequence[Example], bases: Sequence[Basis]
 ) -> dict[str, Callable[[], object]]:
+    import torch
+
+    dense = torch.cat(bases[0].blocks)
     return {
-        "(i) published loop, 1 target": lambda: published_loop(engine, examples, bases[0]),
+        "(i) published loop, 1 target": lambda: published_loop(engine, examples, dense),
         "(ii) floor: padded LoRA step, all logits": lambda: ordinary_steps(engine, examples),
         "(iii) floor: our batches and loss": lambda: activation_backward(engine, examples),
         "(iv) ours, 1 target": lambda: engine.features(examples, bases[0]),
@@ -315,12 +319,11 @@ def _arms(
     }
 
 
-def published_loop(engine: GradientEngine, examples: Sequence[Example], basis: Basis) -> NDArray[np.float32]:
+def published_loop(engine: GradientEngine, examples: Sequence[Example], dense: Any) -> NDArray[np.float32]:
     """One row at a time: all logits, autograd of the adapter, flatten, one matrix-vector product, two host reads."""
     import torch
 
     weights = _trainable(engine)
-    dense = torch.cat(basis.blocks)
     rows = []
     for example in examples:
         ids, labels = _own_inputs(engine, [example])
@@ -358,9 +361,11 @@ def activation_backward(engine: GradientEngine, examples: Sequence[Example]) -> 
     def require_grad(module: Any, inputs: Any, output: Any) -> None:
         output.requires_grad_(True)
 
+    attention = engine._attention.installed(engine._causal) if engine._packing == "segments" else nullcontext()
     hook = engine.model.get_input_embeddings().register_forward_hook(require_grad)
-    for batch in engine._batches(examples, trimmed_lengths(examples)):
-        engine._losses(batch)[1].backward()
+    with attention:
+        for batch in engine._batches(examples, trimmed_lengths(examples)):
+            engine._losses(batch)[1].backward()
     hook.remove()
     _synchronize(engine)
 

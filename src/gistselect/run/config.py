@@ -124,6 +124,10 @@ class RunConfig(TextOptions, ModelOptions):
     """Most held-out items of each group on which the target loss is measured (a seeded sample)."""
     evaluate: Annotated[bool, Parameter(negative="")] = False
     """Close the loop: fine-tune on the selection and on random ones, and compare the target loss."""
+    evaluate_tasks: Annotated[tuple[str, ...], Many] = ()
+    """With --evaluate, also measure every arm on these tasks (see gistselect evaluate), beside the target loss."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Items, prompts and intervals of those protocols."""
     until: Stage | None = None
     """Last stage to run; by default select, or evaluate with --evaluate."""
     seed: int = 0

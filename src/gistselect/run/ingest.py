@@ -111,7 +111,7 @@ def ingest(run: Run) -> TokenizedPool:
     tokenized = TokenizedPool(artifact)
     if not artifact.is_complete:
         n_shards = 0
-        with run.reporter.step("tokenise", total=0, unit="rows") as step:
+        with run.reporter.step("tokenise", total=None, unit="rows") as step:
             for index, batch in enumerate(_batches(run.pool.rows())):
                 if not artifact.shard(index).is_file():
                     write_table(artifact.shard(index), _shard_table(run, batch))

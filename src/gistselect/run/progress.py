@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 class Step:
     """One long piece of work; `advance` is called as it gets done."""
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self.started = time.monotonic()
@@ -46,7 +46,7 @@ class Step:
 
 
 class _LineStep(Step):
-    def __init__(self, name: str, total: int, unit: str, console: Console) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, console: Console) -> None:
         super().__init__(name, total, unit)
         self._console = console
         self._next_line = self.started + LINE_INTERVAL
@@ -54,25 +54,25 @@ class _LineStep(Step):
     def advance(self, amount: int) -> None:
         super().advance(amount)
         now = time.monotonic()
-        if now >= self._next_line and self.done < self.total:
-            self._next_line = now + LINE_INTERVAL
+        if now < self._next_line or self.done == self.total:
+            return
+        self._next_line = now + LINE_INTERVAL
+        line = f"  {self.name}: {self.done:,} {self.unit}, {self.rate:,.1f}/s"
+        if self.total:
             left = duration((self.total - self.done) / max(self.rate, 1e-9))
-            self._console.print(
-                f"  {self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f}/s, {left} left",
-                markup=False,
-                highlight=False,
-            )
+            line = f"  {self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f}/s, {left} left"
+        self._console.print(line, markup=False, highlight=False)
 
 
 class _BarStep(Step):
-    def __init__(self, name: str, total: int, unit: str, bars: Progress) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, bars: Progress) -> None:
         super().__init__(name, total, unit)
         self._bars = bars
         self._bar = bars.add_task(name, total=total, unit=unit, rate="")
 
     def advance(self, amount: int) -> None:
         super().advance(amount)
-        self._bars.update(self._bar, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s")
+        self._bars.update(self._bar, completed=self.done, rate=f"{self.rate:,.1f} {self.unit}/s")
 
 
 class _Rate(ProgressColumn):
@@ -90,8 +90,8 @@ class Reporter:
         self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
-    def step(self, name: str, total: int, unit: str) -> Iterator[Step]:
-        """Report on work of `total` units while the block runs, and its time and rate at the end."""
+    def step(self, name: str, total: int | None, unit: str) -> Iterator[Step]:
+        """Report on work of `total` units (None: unknown) while the block runs, and its time and rate at the end."""
         if self.console.is_terminal:
             columns = (
                 TextColumn("  {task.description}", markup=False),
@@ -107,7 +107,7 @@ class Reporter:
             yield step
         if step.done:
             elapsed = duration(time.monotonic() - step.started)
-            self.say(f"  {name}: {step.done:,} {unit} in {elapsed} ({step.rate:,.0f} {unit}/s)")
+            self.say(f"  {name}: {step.done:,} {unit} in {elapsed} ({step.rate:,.1f} {unit}/s)")
 
     @contextmanager
     def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:

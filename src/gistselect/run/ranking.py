@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,8 +93,6 @@ def score(run: Run, pool: TokenizedPool, found: Sequence[TaskFeatures], targets:
 
 
 def write_quarantine(run: Run, rejected: Sequence[Rejected]) -> None:
-    import json
-
     lines = (
         json.dumps({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason}, ensure_ascii=False)
         for one in rejected
@@ -187,8 +186,6 @@ def select(run: Run, pool: TokenizedPool, matrix: ScoreMatrix) -> pa.Table:
 
 def write_rows(run: Run, rows: Sequence[int], name: str) -> None:
     """Pool rows as one JSONL file, in the given order, byte-identical to the pool unless normalised."""
-    import json
-
     if run.config.output_format == "pool":
         raw = run.pool.raw(rows)
         write_lines(run.path(name), (raw[row] for row in rows))

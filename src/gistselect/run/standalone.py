@@ -88,6 +88,8 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     rows = read_records(folder / "selected.jsonl")
     if broken := [row for row in rows if isinstance(row, Rejected)]:
         raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
+    if config.template not in ("tulu", "model"):
+        raise ConfigError(f"--template {config.template} cannot be handed on; export knows tulu and model.")
     write = registry.resolve("export", tool)
     return write(
         [row for row in rows if isinstance(row, Record)],
@@ -95,5 +97,6 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
         model=config.model,
         config=config.finetune,
         max_length=config.max_length,
+        template=config.template,
         seed=config.seed,
     )
