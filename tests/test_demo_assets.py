@@ -159,9 +159,7 @@ def test_chat_template_is_the_tulu_format(messages: Conversation) -> None:
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_chat_template_marks_the_supervised_part(messages: Conversation) -> None:
     encoded = tokenizer().apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    supervised = [
-        token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask
-    ]
+    supervised = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
     answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
     assert tokenizer().decode(supervised) == "".join(f"{answer}</s>\n" for answer in answers)
 
@@ -182,9 +180,7 @@ def test_evaluation_sets_have_the_stated_counts() -> None:
     assert all(item["answer"].rsplit("#### ", 1)[1] for item in target + test)
     assert not {item["question"] for item in target} & {item["question"] for item in test}
     shots = json.loads((DATA / "eval/bbh/bbh-three-shot.json").read_text(encoding="utf-8"))
-    tasks = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in DATA.glob("eval/bbh/bbh/*.json")
-    }
+    tasks = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in DATA.glob("eval/bbh/bbh/*.json")}
     assert set(tasks) == set(shots)
     assert len(tasks) == 27
     assert {len(task["examples"]) for task in tasks.values()} == {5}
@@ -192,9 +188,7 @@ def test_evaluation_sets_have_the_stated_counts() -> None:
 
 def test_pool_holds_no_evaluation_question() -> None:
     questions = {
-        item["question"]
-        for name in ("target", "test")
-        for item in read_jsonl(DATA / f"eval/gsm8k/{name}.jsonl")
+        item["question"] for name in ("target", "test") for item in read_jsonl(DATA / f"eval/gsm8k/{name}.jsonl")
     }
     text = "\n".join(message["content"] for row in pool() for message in row["messages"])
     assert not [question for question in questions if question.strip() in text]
@@ -209,35 +203,29 @@ def test_training_rows_are_recorded_exactly() -> None:
 def test_model_saw_neither_the_pool_nor_mathematics() -> None:
     assert not {row["id"] for row in pool()} & training_ids()
     assert not MATHEMATICS & set(log()["data"]["rows_by_source"])
-    assert log()["data"]["held_out_rows"]["pool row"] == sum(
-        row["dataset"] not in MATHEMATICS for row in pool()
-    )
+    assert log()["data"]["held_out_rows"]["pool row"] == sum(row["dataset"] not in MATHEMATICS for row in pool())
     assert set(log()["data"]["licences"].values()) <= PERMISSIVE
 
 
 def test_model_saw_no_text_of_the_demo(shared_data: Path) -> None:
     """By text as well as by id; needs the full corpus."""
     questions = {
-        item["question"]
-        for name in ("target", "test")
-        for item in read_jsonl(DATA / f"eval/gsm8k/{name}.jsonl")
+        item["question"] for name in ("target", "test") for item in read_jsonl(DATA / f"eval/gsm8k/{name}.jsonl")
     }
     held_out = questions | {row["messages"][0]["content"] for row in pool()}
     for source in log()["data"]["rows_by_source"]:
         for row in read_jsonl(shared_data / f"full/train/processed/{source}/{source}_data.jsonl"):
             if row["id"] in training_ids():
-                assert not held_out & {
-                    message["content"] for message in row["messages"] if message["role"] == "user"
-                }
+                assert not held_out & {message["content"] for message in row["messages"] if message["role"] == "user"}
 
 
 def test_model_knows_the_pool_but_not_its_mathematics() -> None:
     losses = log()["losses_nats_per_token"]
     sources = sorted({row["dataset"] for row in pool()} - MATHEMATICS)
     first_of_source = [next(row for row in pool() if row["dataset"] == source) for source in sources]
-    assert mean_loss([row["messages"] for row in first_of_source]) < 0.75 * losses["pool_other_unigram"]
-    assert losses["validation"] < 0.65 * losses["validation_unigram"]
-    items = read_jsonl(DATA / "eval/gsm8k/test.jsonl")[:10]
+    assert mean_loss([row["messages"] for row in first_of_source]) < 0.65 * losses["pool_other_unigram"]
+    assert losses["validation"] < 0.6 * losses["validation_unigram"]
+    items = read_jsonl(DATA / "eval/gsm8k/test.jsonl")[:4]
     conversations = [
         [{"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["answer"]}]
         for item in items
