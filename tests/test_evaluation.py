@@ -24,6 +24,7 @@ from gistselect.evaluation_tasks.protocols import MMLU_CATEGORIES, PHRASES, read
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 from gistselect.model.adapters import AdapterConfig, attach_adapter
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
+from gistselect.training import merge_adapter
 from gistselect.types import Example
 
 # Scoring
@@ -461,6 +462,44 @@ def test_same_seed_same_results(data_dir: Path, language_model: LanguageModel, t
     assert results[0][0].metrics["loss"].mean == pytest.approx(results[1][0].metrics["loss"].mean, rel=1e-6)
     assert results[0][0].prompt_digest == results[1][0].prompt_digest
     assert results[0][0].metrics["exact_match"] == results[1][0].metrics["exact_match"]
+
+
+def test_tasks_of_lm_eval_itself(
+    data_dir: Path, language_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task under a name of its own stands in for lm-eval's, whose data sets need the network."""
+    pytest.importorskip("lm_eval")
+    config = EvaluationConfig(limit=2, max_new_tokens=4, draws=100)
+    (ours,) = evaluate(language_model, None, ["gsm8k"], data_dir, tmp_path, config).tasks
+
+    def load_other_tasks(names: list[str], seed: int) -> dict[str, object]:
+        return {names[0]: harness.load_own_tasks(["gsm8k"], tmp_path / "prompts")["gsm8k"]}
+
+    monkeypatch.setattr(harness, "load_other_tasks", load_other_tasks)
+    name = harness.PREFIX + "gsm8k"
+    (theirs,) = evaluate(language_model, None, [name], None, tmp_path / "other", config).tasks
+    assert theirs.metrics["exact_match"].mean == ours.metrics["exact_match"].mean
+    assert theirs.aggregates == {"exact_match,none": ours.metrics["exact_match"].mean}
+    assert theirs.n_items == 2
+
+
+def test_a_merged_adapter_gives_the_same_losses(model_folder: Path, tmp_path: Path) -> None:
+    source = ModelConfig(path=str(model_folder), device="cpu")
+    adapted = attach_adapter(load_model(source), AdapterConfig(rank=2), seed=0)
+    for name, parameter in adapted.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.model.save_pretrained(tmp_path / "adapter")
+    merge_adapter(source, tmp_path / "adapter", tmp_path / "merged")
+    merged = load_model(ModelConfig(path=str(tmp_path / "merged"), device="cpu"))
+    examples = make_examples()
+    groups = [""] * len(examples)
+    expected = [one.loss for one in target_losses(adapted, examples, groups)]
+    plain = [one.loss for one in target_losses(load_model(source), examples, groups)]
+    assert [one.loss for one in target_losses(merged, examples, groups)] == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(plain, rel=1e-3)
+    with pytest.raises(ConfigError, match="4bit"):
+        merge_adapter(source.model_copy(update={"quantization": "4bit"}), tmp_path / "adapter", tmp_path / "x")
 
 
 def test_errors_come_before_work(

@@ -18,7 +18,7 @@ from gistselect.training import TrainingConfig
 from gistselect.types import Message, Record
 
 HOSTILE = "yes: {x}\n- \"\u2028\u0085\x00 '!!python/object:os.system'\n---\n# {{ 7 * 7 }} </s> 🙂"
-RECIPE = TrainingConfig(device_batch_size=6).model_dump(mode="json")
+CONFIG = TrainingConfig(device_batch_size=6)
 
 
 def conversation(*turns: tuple[str, str], id: str = "row", plain: bool = False) -> Record:
@@ -33,7 +33,7 @@ RECORDS = [
 
 
 def export(exporter: Any, output: Path, records: list[Record] = RECORDS, **options: Any) -> tuple[list[Any], Any]:
-    settings = {"model": "a: folder # with\nspecials", "recipe": RECIPE, "max_length": 512, "seed": 3} | options
+    settings = {"model": "a: folder # with\nspecials", "config": CONFIG, "max_length": 512, "seed": 3} | options
     paths = exporter(records, output, **settings)
     assert all(path.is_file() for path in paths)
     lines = (output / "selected.jsonl").read_text(encoding="utf-8").splitlines()
@@ -98,9 +98,9 @@ def test_llamafactory(tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_has_no_adapter(tmp_path: Path) -> None:
-    full = TrainingConfig(full=True).model_dump(mode="json")
+    full = TrainingConfig(full=True)
     for name in ("trl", "axolotl", "llamafactory"):
-        _, settings = export(resolve("export", name), tmp_path / name, recipe=full)
+        _, settings = export(resolve("export", name), tmp_path / name, config=full)
         assert not [key for key in settings if key.startswith("lora_") or key in ("use_peft", "adapter")]
 
 

@@ -14,7 +14,7 @@ import pytest
 from gistselect.data.tokens import Tulu
 from gistselect.errors import ConfigError, DataError
 from gistselect.registry import names
-from gistselect.tasks import load_task, sample_queries
+from gistselect.tasks import load_task, sample_groups
 from gistselect.types import Message, Record
 
 COUNTS = {"mmlu": (285, 57), "bbh": (81, 27), "tydiqa": (9, 9), "gsm8k": (100, 1)}
@@ -323,19 +323,19 @@ def records(groups: str) -> list[Record]:
 
 def test_sampling_is_per_group_seeded_and_keeps_the_order() -> None:
     many = records("a" * 30 + "b" * 3 + "c" * 30 + "a" * 10)
-    sample = sample_queries(many, 5, seed=1)
+    sample = sample_groups(many, 5, seed=1)
     assert Counter(record.group for record in sample) == {"a": 5, "b": 3, "c": 5}
     assert [record.row for record in sample] == sorted(record.row for record in sample)
-    assert sample == sample_queries(many, 5, seed=1) != sample_queries(many, 5, seed=2)
+    assert sample == sample_groups(many, 5, seed=1) != sample_groups(many, 5, seed=2)
     only_a = [record for record in many if record.group == "a"]
-    assert sample_queries(only_a, 5, seed=1) == [record for record in sample if record.group == "a"]
-    assert sample_queries(many, None, seed=1) == many
-    with pytest.raises(ConfigError, match="max_queries=0"):
-        sample_queries(many, 0, seed=1)
+    assert sample_groups(only_a, 5, seed=1) == [record for record in sample if record.group == "a"]
+    assert sample_groups(many, None, seed=1) == many
+    with pytest.raises(ConfigError, match="leave nothing"):
+        sample_groups(many, 0, seed=1)
 
 
 def test_every_record_can_be_sampled() -> None:
-    drawn = Counter(sample_queries(records("a" * 6), 2, seed)[0].row for seed in range(60))
-    drawn += Counter(sample_queries(records("a" * 6), 2, seed)[1].row for seed in range(60))
+    drawn = Counter(sample_groups(records("a" * 6), 2, seed)[0].row for seed in range(60))
+    drawn += Counter(sample_groups(records("a" * 6), 2, seed)[1].row for seed in range(60))
     assert set(drawn) == set(range(6))
     assert max(drawn.values()) < 40  # 20 expected

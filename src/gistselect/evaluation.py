@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation_tasks.protocols import MMLU_CATEGORIES, READERS, Item, read_items
 from gistselect.linalg.intervals import DRAWS, Interval, bootstrap_mean, difference_of_runs, mean_of_runs
+from gistselect.tasks import sample_groups
 from gistselect.types import Example, Record, Rejected
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class TaskResult:
     """Items for which not all demonstrations fitted the context."""
     n_cut: int = 0
     """Items whose question alone did not fit; the start of their prompt is cut."""
+    n_without_loss: int = 0
+    """Items whose reference does not fit the context; the loss is the mean over the others."""
     max_new_tokens: int | None = None
     metrics: dict[str, Interval]
     higher_is_better: dict[str, bool]
@@ -208,7 +211,7 @@ def evaluate(
     items: dict[str, list[Item]] = {}
     for name in ours:
         most = config.limit or task_facts(name).get("limit")
-        items[name] = _sample(read_items(name, data_dir, _passage_cut(tokenizer)), most, config.seed)
+        items[name] = sample_groups(read_items(name, data_dir, _passage_cut(tokenizer)), most, config.seed)
     own = {path.stem: _own_records(path, config) for path in files}
     harness_tasks = load_other_tasks(others, config.seed) if others else {}
     language_model = _loaded(model, adapter)
@@ -242,20 +245,6 @@ def _loaded(model: ModelConfig | LanguageModel, adapter: Path | None) -> Languag
     return load_adapter(language_model, adapter) if adapter else language_model
 
 
-def _sample(items: Sequence[Any], most: int | None, seed: int) -> list[Any]:
-    """At most `most` items of each group, a draw that depends on the seed and the group alone, in file order."""
-    if most is None:
-        return list(items)
-    members: dict[str, list[int]] = defaultdict(list)
-    for row, item in enumerate(items):
-        members[item.group].append(row)
-    kept: list[int] = []
-    for group, rows in members.items():
-        rng = np.random.default_rng([seed, zlib.crc32(group.encode())])
-        kept += rng.permutation(rows)[:most].tolist()
-    return [items[row] for row in sorted(kept)]
-
-
 def _passage_cut(tokenizer: Any) -> Callable[[str], str]:
     def cut(text: str) -> str:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -275,7 +264,7 @@ def _own_records(path: Path, config: EvaluationConfig) -> list[Record]:
         records.append(one)
     if not records:
         raise DataError(f"{path} has no row to evaluate.")
-    return _sample(records, config.limit, config.seed)
+    return sample_groups(records, config.limit, config.seed)
 
 
 class _Session:
@@ -326,7 +315,7 @@ class _Session:
         return self._result(name, str(facts["version"]), rows, scored, losses, facts)
 
     def harness(self, tasks: dict[str, Any]) -> list[TaskResult]:
-        """Tasks that lm-eval defines."""
+        """Tasks that lm-eval defines: in the tokenizer's chat template, or as bare text under `tulu`."""
         from gistselect.evaluation_tasks.harness import bound_generation, run_tasks
 
         for task in tasks.values():
@@ -454,6 +443,7 @@ class _Session:
             n_items=len(rows),
             n_fewer_shots=sum(row["fewer"] for row in rows),
             n_cut=sum(row["cut"] for row in rows),
+            n_without_loss=len(rows) - len(losses) if losses else 0,
             max_new_tokens=self._bound(facts["generation"]),
             metrics=metrics,
             higher_is_better={metric: metric != "loss" for metric in metrics},
@@ -661,3 +651,10 @@ def verdict(
         return f"{candidate}: not distinguishable from {baseline} on {task} ({amount})"
     better = (difference.mean > 0) == higher_is_better
     return f"{candidate}: {'better' if better else 'worse'} than {baseline} on {task} ({amount})"
+
+
+def averages_groups(task: str) -> bool:
+    """Whether the mean of a task of ours is one of group means (languages, BBH tasks); lm-eval's own go by items."""
+    from gistselect.evaluation_tasks.harness import task_facts
+
+    return task in READERS and task_facts(task)["average"] == "groups"

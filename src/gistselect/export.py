@@ -1,8 +1,8 @@
 """Selected rows in the formats of the tools that people train with, each with a ready configuration file.
 
 Text is written by JSON and YAML libraries only: a row may hold anything. Configurations name their files
-relative to their folder and are to be run inside it. They state the recipe for one device; with more, divide
-the accumulation steps by their number.
+relative to their folder and are to be run inside it. They state the recipe of `config`, a `TrainingConfig`, for
+one device; with more, divide the accumulation steps by their number.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel
 
 from gistselect.errors import DataError
 from gistselect.types import Record
@@ -43,7 +44,7 @@ def to_trl(
     output: Path,
     *,
     model: str,
-    recipe: Recipe,
+    config: BaseModel,
     max_length: int,
     template: Template = "tulu",
     seed: int = 0,
@@ -53,6 +54,7 @@ def to_trl(
     A conversation becomes a row for each of its answers, with the turns before it as the prompt. Rows that are
     all plain text stay text; otherwise all are conversations, as TRL asks for one kind. Returns the files.
     """
+    recipe = config.model_dump(mode="json")
     plain = all(record.plain for record in records)
     rows = [row for record in records for row in _completions(record, plain)]
     settings = {
@@ -85,12 +87,13 @@ def to_axolotl(
     output: Path,
     *,
     model: str,
-    recipe: Recipe,
+    config: BaseModel,
     max_length: int,
     template: Template = "tulu",
     seed: int = 0,
 ) -> list[Path]:
     """Chat rows for Axolotl; `axolotl train axolotl.yml` trains on every answer. Returns the files."""
+    recipe = config.model_dump(mode="json")
     rows = [{"messages": _turns(record)} for record in records]
     steps = _schedule(recipe, len(rows), seed)
     # Named twice: without it, Axolotl gives each data set the tokenizer's template whatever the file says above.
@@ -144,7 +147,7 @@ def to_llamafactory(
     output: Path,
     *,
     model: str,
-    recipe: Recipe,
+    config: BaseModel,
     max_length: int,
     template: Template = "tulu",
     seed: int = 0,
@@ -155,6 +158,7 @@ def to_llamafactory(
     `chat_template.jinja` into the model folder. Returns the files. Raises `DataError` for a conversation whose
     turns do not alternate: LLaMA-Factory would leave it out with a log line.
     """
+    recipe = config.model_dump(mode="json")
     rows = [{"messages": _alternating(record)} for record in records]
     info = {
         DATA_SET: {

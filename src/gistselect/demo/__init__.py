@@ -10,13 +10,10 @@ from gistselect.run.config import RunConfig
 def demo_config(folder: Path, output: Path) -> RunConfig:
     """The whole method on the embedded data in `folder`, sized for two CPU cores.
 
-    The recipe is the published one but for what a 3.7 M-parameter model needs instead of 7 B: a smaller adapter,
-    a higher learning rate and shorter rows.
+    The recipe is the published one but for what a 3.7 M-parameter model on a CPU needs instead of 7 B on a GPU: a
+    smaller adapter without dropout, a higher learning rate, shorter rows and small forward passes.
     """
-    training = {
-        "learning_rate": 1e-3,
-        "adapter": {"rank": 16, "alpha": 32, "dropout": 0.05},
-    }
+    training = {"device_batch_size": 2, "adapter": {"rank": 16, "alpha": 32, "dropout": 0.0}}
     return RunConfig.from_values(
         {
             "model": str(folder / "model"),
@@ -25,8 +22,9 @@ def demo_config(folder: Path, output: Path) -> RunConfig:
             "data_dir": folder / "data",
             "output": output,
             "max_length": 512,
-            "warmup": training,
-            "finetune": training,
+            "warmup": {**training, "learning_rate": 1e-3},
+            "finetune": {**training, "learning_rate": 5e-3},
             "evaluate": True,
+            "heldout_items": 100,
         }
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gistselect.errors import ConfigError, DataError
+from gistselect.tasks.tydiqa import PHRASES
 from gistselect.types import Message, Record
 
 LETTERS = ("A", "B", "C", "D")
@@ -88,49 +89,6 @@ MMLU_CATEGORIES = {
 }
 """The four categories of the 57 subjects (Hendrycks et al. 2021)."""
 N_SHOTS = {"mmlu": 5, "bbh": 3, "tydiqa": 1, "xqa_proxy": 1, "gsm8k": 8}
-PHRASES = {
-    "arabic": (
-        "أجب على السؤال التالي بناءً على المعلومات في المقطع المعطى.",
-        "المقطع:",
-        "السؤال:",
-        "الإجابة:",
-    ),
-    "bengali": ("প্রদত্ত অধ্যায়ের তথ্যের উপর ভিত্তি করে নিম্নলিখিত প্রশ্নের উত্তর দিন।", "অধ্যায়:", "প্রশ্ন:", "উত্তর:"),
-    "english": (
-        "Answer the following question based on the information in the given passage.",
-        "Passage:",
-        "Question:",
-        "Answer:",
-    ),
-    "finnish": (
-        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
-        "Kappale:",
-        "Kysymys:",
-        "Vastaus:",
-    ),
-    "indonesian": (
-        "Jawab pertanyaan berikut berdasarkan informasi di bagian yang diberikan.",
-        "Bagian:",
-        "Pertanyaan:",
-        "Jawaban:",
-    ),
-    "korean": ("주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.", "문단:", "질문:", "답변:"),
-    "russian": (
-        "Ответьте на следующий вопрос на основе информации в данном отрывке.",
-        "Отрывок:",
-        "Вопрос:",
-        "Ответ:",
-    ),
-    "swahili": (
-        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
-        "Kifungu:",
-        "Swali:",
-        "Jibu:",
-    ),
-    "telugu": ("ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.", "పేరా:", "ప్రశ్న:", "సమాధానం:"),
-}
-"""Per language: instruction, and the words before passage, question and answer."""
-
 Cut = Callable[[str], str]
 """Shortens a passage to the published number of tokens."""
 

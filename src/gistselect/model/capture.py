@@ -46,8 +46,8 @@ class Sink:
         """Gradients (n, out, in) of a block for the examples of this batch."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """The batch is complete."""
+    def finish(self) -> None:
+        """No more batches for now."""
 
     def broken(self) -> Tensor | None:
         """Which examples (n,) hold NaN or infinity; None if examples are not kept apart."""
@@ -104,57 +104,99 @@ class LoraCapture:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Within this context the LoRA layers run the fused update; after it they are as before."""
+        """Within this context the LoRA layers emit their gradients; after it they are as before.
+
+        Where the base weight is as precise as the sum, W + s·BA takes its place: one product instead of three
+        forward and backward, and the gradients are the same function of x and δ.
+        """
         with ExitStack() as stack:
             for index, (_, layer, adapter) in enumerate(self.layers):
-                stack.enter_context(replaced_forward(layer, self._forward(index, layer, adapter)))
+                merged = _is_mergeable(layer)
+                if merged:
+                    stack.enter_context(_merged(layer, adapter))
+                forward = self._forward(index, layer, adapter, _MergedTap if merged else _LoraUpdate)
+                stack.enter_context(replaced_forward(layer, forward))
             yield
 
-    def _forward(self, index: int, layer: Any, adapter: str) -> Any:
+    def _forward(self, index: int, layer: Any, adapter: str, update: type[torch.autograd.Function]) -> Any:
         scale = layer.scaling[adapter]
         down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-        factors = (down, down * scale, up, up * scale)
+        factors = _Factors(down, down * scale, up, up * scale)
         anchor = torch.zeros((), device=down.device, requires_grad=True)
+        emit = partial(self._emit, 2 * index)
 
-        def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
             base = layer.base_layer(inputs, *args, **kwargs)
-            cast = (factor.to(base.dtype) for factor in factors)
-            return _LoraUpdate.apply(base, inputs.to(base.dtype), anchor, self, 2 * index, *cast)  # pyright: ignore[reportReturnType]
+            cast = _Factors(*(factor.to(base.dtype) for factor in factors))
+            return update.apply(base, inputs.to(base.dtype), anchor, cast, emit)
 
         return forward
+
+    def _emit(self, block: int, grad_inner: Tensor, inputs: Tensor, grad: Tensor, inner: Tensor) -> None:
+        if self.current is not None:
+            self.current(block, grad_inner, inputs)
+            self.current(block + 1, grad, inner)
+
+
+class _Factors(NamedTuple):
+    """A (r, in), s·A, B (out, r) and s·B."""
+
+    down: Tensor
+    scaled_down: Tensor
+    up: Tensor
+    scaled_up: Tensor
 
 
 class _LoraUpdate(torch.autograd.Function):
     """base + (x (sA)ᵀ) Bᵀ. `anchor` makes the output need a gradient where nothing below it does."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        base: Tensor,
-        inputs: Tensor,
-        anchor: Tensor,
-        capture: LoraCapture,
-        block: int,
-        down: Tensor,
-        scaled_down: Tensor,
-        up: Tensor,
-        scaled_up: Tensor,
-    ) -> Tensor:
-        inner = inputs @ scaled_down.T
-        ctx.save_for_backward(inputs, inner, down, scaled_up)
-        ctx.capture, ctx.block = capture, block
-        return torch.addmm(base.flatten(0, -2), inner.flatten(0, -2), up.T).view_as(base)
+    def forward(ctx: Any, base: Tensor, inputs: Tensor, anchor: Tensor, factors: _Factors, emit: Any) -> Tensor:
+        inner = inputs @ factors.scaled_down.T
+        ctx.save_for_backward(inputs, inner)
+        ctx.factors, ctx.emit = factors, emit
+        return torch.addmm(base.flatten(0, -2), inner.flatten(0, -2), factors.up.T).view_as(base)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (grad,) = grad_outputs
-        inputs, inner, down, scaled_up = ctx.saved_tensors
-        grad_inner = grad @ scaled_up
-        if ctx.capture.current is not None:
-            ctx.capture.current(ctx.block, grad_inner, inputs)
-            ctx.capture.current(ctx.block + 1, grad, inner)
-        grad_inputs = grad_inner @ down if ctx.needs_input_grad[1] else None
-        return grad, grad_inputs, *(None,) * 7
+        inputs, inner = ctx.saved_tensors
+        grad_inner = grad @ ctx.factors.scaled_up
+        ctx.emit(grad_inner, inputs, grad, inner)
+        return grad, grad_inner @ ctx.factors.down if ctx.needs_input_grad[1] else None, None, None, None
+
+
+class _MergedTap(torch.autograd.Function):
+    """The output of a layer whose weight already holds the update, unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, inputs: Tensor, anchor: Tensor, factors: _Factors, emit: Any) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.factors, ctx.emit = factors, emit
+        return base.view_as(base)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (grad,) = grad_outputs
+        (inputs,) = ctx.saved_tensors
+        ctx.emit(grad @ ctx.factors.scaled_up, inputs, grad, inputs @ ctx.factors.scaled_down.T)
+        return grad, None, None, None, None
+
+
+def _is_mergeable(layer: Any) -> bool:
+    weight = layer.base_layer.weight
+    return type(layer.base_layer) is torch.nn.Linear and weight.dtype in (torch.float32, torch.float64)
+
+
+@contextmanager
+def _merged(layer: Any, adapter: str) -> Iterator[None]:
+    weight = layer.base_layer.weight
+    before = weight.data
+    weight.data = before + layer.get_delta_weight(adapter).detach().to(before.dtype)
+    try:
+        yield
+    finally:
+        weight.data = before
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, Any, str]]:

@@ -15,15 +15,15 @@ class EngineConfig(BaseModel):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; by default chosen for the device, and halved whenever its memory runs out."""
     packing: Literal["auto", "packed", "padded", "single"] = "auto"
-    """Sequences back to back in one row, one per row padded to the longest, or one at a time; `auto` packs
-    where attention takes packed rows at no cost (flash attention) and pads length-sorted rows elsewhere."""
+    """Sequences back to back in one row, one per row padded to the longest, or one at a time; `auto` packs,
+    and pads length-sorted rows where a packed row does not give the model's own loss."""
     activation_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass: less memory, a third more time."""
     capture: Literal["auto", "hooks", "autograd"] = "auto"
     """Gradients caught on the LoRA layers during one batched backward pass, or one autograd call per example;
     `auto` takes hooks wherever the adapter is plain LoRA."""
     gradient_memory_gb: float = Field(default=2.0, gt=0)
-    """Query gradients held at a time, in GB; more than that takes one pass per group of parameters."""
+    """Gradients held at a time, in GB; more queries than fit take one pass per group of parameters."""
     basis_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format in which a basis is stored; it is always accumulated in float32."""
 

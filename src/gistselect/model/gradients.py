@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
 from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
+from gistselect.model.attention import SegmentAttention
 from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, trimmed_lengths
 from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
 from gistselect.model.engine_config import EngineConfig, SketchConfig
@@ -36,10 +37,14 @@ from gistselect.types import Example
 __all__ = ["Basis", "EngineConfig", "GradientEngine", "GradientFeatures", "ParameterBlock", "SketchConfig"]
 
 log = logging.getLogger(__name__)
+Packing = Literal["none", "segments", "positions", "mask"]
+"""What keeps packed examples apart: our attention function, the model's own reading of positions, or a 4-D mask."""
 AnySink = TypeVar("AnySink", bound=Sink)
 
-DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 PREFETCH = 2
+HELD_ROWS = 64
+"""Gradients projected together: fewer would cost reading the basis more often than the arithmetic."""
 PROBE_LENGTHS = (5, 12, 9)
 PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Allowed relative difference between our loss and the model's own."""
@@ -85,6 +90,7 @@ class GradientEngine:
         prepare_for_gradients(language_model)
         self._causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self._attention = SegmentAttention()
         self._capture, self._capture_reason = self._choose_capture()
         self._fallback = list(parameters.values()) if self._capture is None else []
         self.parameters: tuple[ParameterBlock, ...] = (
@@ -94,7 +100,8 @@ class GradientEngine:
         )
         self._head: OutputHead | None
         self._layout: Layout
-        self._head, self._layout, self._masked = self._choose_layout()
+        self._packing: Packing
+        self._head, self._layout, self._packing = self._choose_layout()
         log.info("gradient engine: %s", self.mode)
 
     def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
@@ -135,7 +142,8 @@ class GradientEngine:
         sizes = tuple(block.size for block in self.parameters)
         if basis.names != names or tuple(len(block) for block in basis.blocks) != sizes:
             raise ArtifactMismatchError("the basis was fitted on another adapter; fit it again on this one.")
-        make = partial(ProjectionSink, len(examples), basis, self.dtype, self.device)
+        held = int(min(HELD_ROWS, self.config.gradient_memory_gb * 1e9 / (sum(sizes) * self.dtype.itemsize)))
+        make = partial(ProjectionSink, len(examples), basis, max(held, 1), self.dtype, self.device)
         sink, loss, n_supervised = self._pass(examples, make)
         return _gradient_features(sink.features, loss, n_supervised, sink.squares.sqrt())
 
@@ -172,35 +180,40 @@ class GradientEngine:
             raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
         return None, reason
 
-    def _choose_layout(self) -> tuple[OutputHead | None, Layout, bool]:
-        """Head (None: the model's own logits), layout, and whether packing needs an explicit mask."""
-        layouts: dict[str, list[tuple[Layout, bool]]] = {
-            "packed": [("packed", False), ("packed", True), ("single", False)],
-            "padded": [("padded", False), ("single", False)],
-            "single": [("single", False)],
-        }
+    def _choose_layout(self) -> tuple[OutputHead | None, Layout, Packing]:
+        """Head (None: the model's own logits) and layout: the first that give the model's own losses."""
         probe = self._probe_examples()
         losses = np.full(len(probe), np.nan)
         expected = np.array([self._own_loss(example) for example in probe])
         tolerance = PROBE_TOLERANCE[self.language_model.dtype]
-        for head in [head for head in (OutputHead.of(self._causal),) if head is not None] + [None]:
-            for layout, masked in layouts[self._preferred_layout()]:
-                self._head, self._layout, self._masked = head, layout, masked
-                losses = self._probe_losses(probe)
+        for head in dict.fromkeys([OutputHead.of(self._causal), None]):
+            for layout, packing in self._candidates():
+                self._head, self._layout, self._packing = head, layout, packing
+                try:
+                    losses = self._probe_losses(probe)
+                except (RuntimeError, KeyError) as error:
+                    log.info("%s rows by %s cannot be used: %s", layout, packing, error)
+                    continue
                 if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
-                    return head, layout, masked
+                    return head, layout, packing
         raise ModelError(
             f"no batch layout reproduces the loss of {type(self._causal).__name__} ({losses} against "
             f"{expected}); the model may not be a causal language model with a plain adapter."
         )
 
-    def _preferred_layout(self) -> Layout:
-        if self._capture is None:
-            return "single"
-        if self.config.packing != "auto":
-            return self.config.packing
-        flash = "flash" in str(getattr(self._causal.config, "_attn_implementation", ""))
-        return "packed" if flash else "padded"
+    def _candidates(self) -> list[tuple[Layout, Packing]]:
+        """Layouts to try, best first."""
+        wanted = "single" if self._capture is None else self.config.packing
+        ways: list[Packing] = ["segments", "positions", "mask"]
+        if "flash" in str(getattr(self._causal.config, "_attn_implementation", "")):
+            ways = ["positions", "segments", "mask"]
+        candidates: dict[str, list[tuple[Layout, Packing]]] = {
+            "auto": [("packed", ways[0]), ("padded", "none"), ("single", "none")],
+            "packed": [*(("packed", way) for way in ways), ("single", "none")],
+            "padded": [("padded", "none"), ("single", "none")],
+            "single": [("single", "none")],
+        }
+        return candidates[wanted]
 
     def _probe_examples(self) -> list[Example]:
         rng = np.random.default_rng(0)
@@ -245,14 +258,12 @@ class GradientEngine:
     def mode(self) -> str:
         """What was chosen, and why."""
         capture = "hooks on" if self._capture is not None else "one autograd call per example:"
-        capture += f" {self._capture_reason}"
-        mask = " with a 4-D mask" if self._masked else ""
         logits = "logits of all tokens by the model's own head" if self._head is None else "logits of labels only"
-        wanted = self._preferred_layout()
-        fallen = "" if self._layout == wanted else f" ({wanted} does not reproduce this model's loss)"
+        rows = f"{self._layout} rows" + (f" by {self._packing}" if self._layout == "packed" else "")
+        if self._layout != self._candidates()[0][0]:
+            rows += f" ({self._candidates()[0][0]} rows do not give this model's loss)"
         recompute = ", activations recomputed" if self.config.activation_checkpointing else ""
-        rows = f"{self._layout} rows{mask}{fallen} of up to {self.batch_tokens} tokens"
-        return f"{capture}; {rows}; {logits}{recompute}"
+        return f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{recompute}"
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -265,6 +276,8 @@ class GradientEngine:
         with ExitStack() as stack:
             if self._capture is not None:
                 stack.enter_context(self._capture.installed())
+            if self._packing == "segments":
+                stack.enter_context(self._attention.installed(self._causal))
             if self.config.activation_checkpointing:
                 stack.enter_context(checkpointed_layers(self._causal))
             for parameter in self._fallback:
@@ -302,6 +315,7 @@ class GradientEngine:
         with self._running():
             for batch in self._batches(examples, lengths):
                 self._backward(batch, sink, losses)
+            sink.finish()
             if self._layout == "packed":
                 self._repeat_broken(examples, lengths, sink, losses)
         return sink, losses
@@ -314,6 +328,7 @@ class GradientEngine:
         for row in [] if broken is None else broken.nonzero().flatten().tolist():
             batch = build_batch(examples, np.array([row]), lengths, "single", self._pad_id)
             self._backward(batch, sink, losses)
+        sink.finish()
 
     def _check(self, examples: Sequence[Example]) -> None:
         if not examples:
@@ -342,7 +357,6 @@ class GradientEngine:
                 total.backward()
             finally:
                 self._capture.current = None
-        sink.end()
         losses[rows] = batch_losses
 
     def _emit(self, gradients: Sequence[Tensor], batch: Batch, sink: Sink) -> None:
@@ -366,7 +380,8 @@ class GradientEngine:
         inputs: dict[str, Any] = {"input_ids": self._tensor(batch.input_ids), "use_cache": False}
         if batch.position_ids is not None:
             inputs["position_ids"] = self._tensor(batch.position_ids)
-        if self._masked and batch.packed:
+        self._attention.lengths = batch.lengths.tolist() if batch.packed else [batch.input_ids.shape[1]]
+        if self._packing == "mask" and batch.packed:
             inputs["attention_mask"] = self._block_mask(batch)
         if self._head is None:
             logits = self._causal(**inputs).logits.flatten(0, 1)[predictors]

@@ -127,35 +127,54 @@ class BasisSink(Sink):
 
 
 class ProjectionSink(Sink):
-    """Coordinates (n, r) of the gradients in a basis, and their squared norms (n,)."""
+    """Coordinates (n, r) of the gradients in a basis, and their squared norms (n,).
 
-    def __init__(self, n: int, basis: Basis, dtype: torch.dtype, device: torch.device) -> None:
+    A product with few rows costs reading the whole basis, so gradients of small batches wait for each other.
+    """
+
+    def __init__(self, n: int, basis: Basis, held_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.blocks = range(len(basis.blocks))
         self.basis = [block.to(device) for block in basis.blocks]
         self.precise = dtype
         self.dtype = torch.bfloat16 if basis.blocks[0].dtype == torch.bfloat16 else dtype
         self.features = torch.zeros(n, basis.rank, dtype=dtype, device=device)
         self.squares = torch.zeros(n, dtype=dtype, device=device)
+        self.held_rows = held_rows
+        self.waiting: list[list[Tensor]] = [[] for _ in self.blocks]
+        self.waiting_rows: list[Tensor] = []
 
     def begin(self, rows: Tensor) -> None:
+        if sum(map(len, self.waiting_rows)) + len(rows) > self.held_rows:
+            self.finish()
         self.rows = rows
-        self.batch_features = self.features.new_zeros(len(rows), self.features.shape[1])
-        self.batch_squares = self.squares.new_zeros(len(rows))
+        self.features[rows] = 0
+        self.squares[rows] = 0
+        self.direct = len(rows) >= self.held_rows
+        if not self.direct:
+            self.waiting_rows.append(rows)
 
     def add(self, block: int, gradients: Tensor) -> None:
         gradients = gradients.flatten(1)
-        self.batch_squares += torch.linalg.vector_norm(gradients, dim=1, dtype=self.precise).square_()
-        basis = self.basis[block]
-        if basis.dtype == self.precise:
-            self.batch_features.addmm_(gradients, basis)
-        elif basis.device.type == "cuda":
-            self.batch_features += torch.mm(gradients, basis, out_dtype=self.precise)
+        self.squares[self.rows] += torch.linalg.vector_norm(gradients, dim=1, dtype=self.precise).square_()
+        if self.direct:
+            self._project(block, gradients, self.rows)
         else:
-            self.batch_features.addmm_(gradients.to(self.precise), basis.to(self.precise))
+            self.waiting[block].append(gradients)
 
-    def end(self) -> None:
-        self.features[self.rows] = self.batch_features
-        self.squares[self.rows] = self.batch_squares
+    def finish(self) -> None:
+        if self.waiting_rows:
+            rows = torch.cat(self.waiting_rows)
+            for block, parts in enumerate(self.waiting):
+                self._project(block, torch.cat(parts), rows)
+                parts.clear()
+            self.waiting_rows.clear()
+
+    def _project(self, block: int, gradients: Tensor, rows: Tensor) -> None:
+        basis = self.basis[block]
+        if basis.dtype != self.precise and basis.device.type == "cuda":
+            self.features[rows] += torch.mm(gradients, basis, out_dtype=self.precise)
+        else:
+            self.features[rows] += gradients.to(self.precise) @ basis.to(self.precise)
 
     def broken(self) -> Tensor:
         return ~(self.features.isfinite().all(dim=1) & self.squares.isfinite())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gistselect.data.tokens import encode
 from gistselect.errors import ConfigError, DataError
 from gistselect.run.context import Run
-from gistselect.tasks import load_task, sample_queries
+from gistselect.tasks import load_task, sample_groups
 from gistselect.tasks.custom import Custom
 from gistselect.types import Example, Record, Rejected, Task
 
@@ -43,7 +43,7 @@ def queries(run: Run) -> dict[str, Target]:
     for task in _tasks(run):
         records = task.queries()
         if run.config.max_queries:
-            records = sample_queries(records, run.config.max_queries, run.config.seed)
+            records = sample_groups(records, run.config.max_queries, run.config.seed)
         if task.name in found:
             raise ConfigError(f"two targets are called {task.name!r}; rename one of the files.")
         found[task.name] = target = _encoded(run, task.name, records)
@@ -66,7 +66,7 @@ def heldout_items(run: Run, limit: int) -> dict[str, Target]:
             raise ConfigError(
                 f"target {task.name!r} has no held-out items to evaluate on; give them with --heldout FILE."
             )
-        found[task.name] = _encoded(run, task.name, sample_queries(records, limit, run.config.seed))
+        found[task.name] = _encoded(run, task.name, sample_groups(records, limit, run.config.seed))
     return found
 
 

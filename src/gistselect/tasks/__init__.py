@@ -6,6 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from gistselect.data.records import READERS
 from gistselect.errors import ConfigError
 from gistselect.registry import names, resolve
 from gistselect.tasks.custom import Custom
-from gistselect.types import Record, Task
+from gistselect.types import Task
 
 
 def load_task(
@@ -37,20 +38,30 @@ def load_task(
     return task(data_dir)
 
 
-def sample_queries(records: Sequence[Record], max_per_group: int | None, seed: int) -> list[Record]:
-    """At most `max_per_group` records of each group, in the order given; None keeps all.
+class Grouped(Protocol):
+    """Anything that belongs to a group of its task: a query, a held-out item."""
 
-    The draw of a group depends on the seed and on that group alone.
+    @property
+    def group(self) -> str: ...
+
+
+InGroup = TypeVar("InGroup", bound=Grouped)
+
+
+def sample_groups(items: Sequence[InGroup], most: int | None, seed: int) -> list[InGroup]:
+    """At most `most` items of each group, in the order given; None keeps all.
+
+    The draw of a group depends on the seed and on that group alone. Raises `ConfigError` if nothing would be left.
     """
-    if max_per_group is None:
-        return list(records)
-    if max_per_group < 1:
-        raise ConfigError(f"max_queries={max_per_group} leaves no query; use at least 1, or none for all.")
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        groups[record.group].append(i)
+    if most is None:
+        return list(items)
+    if most < 1:
+        raise ConfigError(f"{most} items of each group leave nothing; use at least 1, or none for all.")
+    members: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(items):
+        members[item.group].append(position)
     kept: list[int] = []
-    for group, members in groups.items():
+    for group, positions in members.items():
         rng = np.random.default_rng([seed, zlib.crc32(group.encode())])
-        kept.extend(rng.permutation(members)[:max_per_group].tolist())
-    return [records[i] for i in sorted(kept)]
+        kept += rng.permutation(positions)[:most].tolist()
+    return [items[position] for position in sorted(kept)]
