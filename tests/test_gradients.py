@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
+from gistselect.model import capture
 from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine
@@ -46,7 +47,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**GROUPED, head_dim=8),
     "gemma": GemmaConfig(**GROUPED, head_dim=8),
     "gemma2": Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=None),
+    "mistral": MistralConfig(**GROUPED, sliding_window=10),
     "gpt-neox": GPTNeoXConfig(**SMALL),
 }
 MODES: dict[str, EngineConfig] = {
@@ -134,6 +135,37 @@ def test_gradients_equal_a_loop_of_backward_passes(family: str, mode: str) -> No
     np.testing.assert_allclose(found.loss, losses, rtol=1e-5)
     np.testing.assert_allclose(found.gradient_norm, np.linalg.norm(expected, axis=1), rtol=1e-5)
     assert found.n_supervised.tolist() == [row.n_supervised for row in examples()]
+
+
+@pytest.mark.parametrize("way", ["positions", "mask"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "gpt-neox"])
+def test_the_other_ways_to_keep_packed_examples_apart(monkeypatch: pytest.MonkeyPatch, family: str, way: str) -> None:
+    adapted, _, expected = reference(family)
+    monkeypatch.setattr(GradientEngine, "_candidates", lambda engine: [("packed", way)])
+    engine = GradientEngine(adapted)
+    assert f"packed rows by {way}" in engine.mode
+    assert relative_error(engine.gradients(examples()), expected) < 1e-5
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_update_beside_the_base_weight(monkeypatch: pytest.MonkeyPatch, packing: str, checkpointing: bool) -> None:
+    """What a quantized or bfloat16 base runs, here in float32."""
+    monkeypatch.setattr(capture, "_is_mergeable", lambda layer: False)
+    adapted, _, expected = reference("qwen2")
+    engine = GradientEngine(adapted, EngineConfig(packing=packing, activation_checkpointing=checkpointing))
+    assert relative_error(engine.gradients(examples()), expected) < 1e-5
+
+
+def test_the_number_of_gradients_held_does_not_matter() -> None:
+    adapted, *_ = reference("llama")
+    engine = GradientEngine(adapted, EngineConfig(batch_tokens=30))
+    basis = engine.basis(examples(), np.eye(7))
+    held = engine.features(examples(), basis)
+    engine.config = EngineConfig(gradient_memory_gb=1e-9)
+    at_once = engine.features(examples(), basis)
+    np.testing.assert_allclose(held.features, at_once.features, rtol=1e-5, atol=1e-5 * held.features.max())
+    np.testing.assert_array_equal(held.gradient_norm, at_once.gradient_norm)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +370,7 @@ def test_dropout_that_stays_on_is_found() -> None:
 def test_the_model_is_given_back_as_it_came() -> None:
     adapted = language_model(FAMILIES["llama"])
     adapted.model.train()
+    before = {name: parameter.clone() for name, parameter in adapted.model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in adapted.model.parameters()]
     assert any(flags)
     with GradientEngine(adapted) as engine:
@@ -346,6 +379,9 @@ def test_the_model_is_given_back_as_it_came() -> None:
     assert [parameter.requires_grad for parameter in adapted.model.parameters()] == flags
     assert adapted.model.training
     assert not any("forward" in module.__dict__ for module in adapted.model.modules())
+    for name, parameter in adapted.model.state_dict().items():
+        assert torch.equal(parameter, before[name]), name
+    assert adapted.model.config._attn_implementation == "sdpa"
 
 
 def test_what_has_no_gradient_is_refused_by_name() -> None:

@@ -242,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
-        Console(stderr=True).print(f"gistselect: {error}", style="bold red", markup=False, highlight=False)
+        message = f"gistselect: {error}"
+        Console(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("\nInterrupted. The same command continues where this one stopped.", markup=False)

@@ -61,7 +61,7 @@ class _LineStep(Step):
         if self.total:
             left = duration((self.total - self.done) / max(self.rate, 1e-9))
             line = f"  {self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.1f}/s, {left} left"
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _BarStep(Step):
@@ -87,7 +87,7 @@ class Reporter:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str, total: int | None, unit: str) -> Iterator[Step]:
