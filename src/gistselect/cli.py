@@ -44,9 +44,20 @@ def _run(config: RunConfig, until: Stage | None = None) -> Run:
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter
 
+    _quiet_libraries()
     run = Run(config, Reporter())
     execute(run, last=until)
     return run
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries print for their own developers; our progress says more."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.disable_progress_bar()
 
 
 @app.command
@@ -104,6 +115,7 @@ def train(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import train_on_rows
 
+    _quiet_libraries()
     train_on_rows(cast("TrainConfig", config), Reporter())
 
 
@@ -128,6 +140,7 @@ def evaluate(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import evaluate_model
 
+    _quiet_libraries()
     for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
