@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gistselect.errors import ConfigError, DataError
+from gistselect.tasks.files import read_object
 from gistselect.tasks.tydiqa import PHRASES
 from gistselect.types import Message, Record
 
@@ -242,7 +243,7 @@ def _bbh_tasks(folder: Path | None) -> Iterator[tuple[str, str, list[dict[str, s
     """(task, three-shot prompt, examples with `input` and `target`)."""
     shipped = files("gistselect").joinpath("demo/data/eval/bbh/bbh-three-shot.json")
     prompts: dict[str, str] = (
-        _json(folder / "bbh-three-shot.json") if folder else json.loads(shipped.read_text("utf-8"))
+        read_object(folder / "bbh-three-shot.json") if folder else json.loads(shipped.read_text("utf-8"))
     )
     if folder is None:
         for task in sorted(prompts):
@@ -252,7 +253,7 @@ def _bbh_tasks(folder: Path | None) -> Iterator[tuple[str, str, list[dict[str, s
     if tests is None:
         raise DataError(f"bbh: {folder} has neither bbh/ nor test/ with one <task>.json for each task.")
     for task in sorted(prompts):
-        examples = _json(tests / f"{task}.json").get("examples", [])
+        examples = read_object(tests / f"{task}.json").get("examples", [])
         if not examples:
             raise DataError(f"bbh: {tests / f'{task}.json'} has no examples.")
         yield task, prompts[task], examples
@@ -320,7 +321,7 @@ def _span_items(
 
 
 def _one_shot(folder: Path) -> dict[str, dict[str, Any]]:
-    return {language: rows[0] for language, rows in _json(folder / "tydiqa-one-shot.json").items()}
+    return {language: rows[0] for language, rows in read_object(folder / "tydiqa-one-shot.json").items()}
 
 
 def _first_of_each_language(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -333,7 +334,7 @@ def _first_of_each_language(rows: Sequence[dict[str, Any]]) -> dict[str, dict[st
 
 def _goldp(path: Path) -> Iterator[dict[str, Any]]:
     """Questions of a SQuAD-shaped file with id, context, question and answers."""
-    for article in _json(path)["data"]:
+    for article in read_object(path)["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 yield {**question, "context": paragraph["context"]}
@@ -381,15 +382,6 @@ def _refuse_overlap(task: str, group: str, demonstrations: set[Any], items: Iter
             f"{task} {group}: {len(shared)} items to evaluate are also demonstrations, e.g. {str(min(shared))[:80]!r}; "
             "the evaluation file is not a held-out one."
         )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
 
 
 def _json_lines(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

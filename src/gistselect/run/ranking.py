@@ -21,7 +21,7 @@ from gistselect.representations import gist
 from gistselect.run.context import Run
 from gistselect.run.features import TaskFeatures, feature_matrix
 from gistselect.run.ingest import TokenizedPool
-from gistselect.run.store import read_table, replacing, write_json, write_lines, write_table
+from gistselect.run.store import read_table, replacing, write_json, write_lines, write_quarantine, write_table
 from gistselect.run.targets import Target
 from gistselect.selection.budget import rows_for_budget
 from gistselect.types import Record, Rejected, ScoreMatrix
@@ -87,17 +87,9 @@ def score(run: Run, pool: TokenizedPool, found: Sequence[TaskFeatures], targets:
             f"--strict: {len(rejected)} rows cannot be scored, first {rejected[0].id!r}: {rejected[0].reason}"
         )
     rejected += itertools.chain.from_iterable(target.rejected for target in targets.values())
-    write_quarantine(run, rejected)
+    write_quarantine(run.path("quarantine.jsonl"), rejected)
     _write_subspace(run, by_task, per_task)
     return ScoreMatrix(ids=np.asarray(kept["id"].to_pylist(), dtype=object), targets=names, scores=columns)
-
-
-def write_quarantine(run: Run, rejected: Sequence[Rejected]) -> None:
-    lines = (
-        json.dumps({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason}, ensure_ascii=False)
-        for one in rejected
-    )
-    write_lines(run.path("quarantine.jsonl"), (line.encode() for line in lines))
 
 
 def _task_scores(run: Run, pool: TokenizedPool, checkpoints: Sequence[TaskFeatures]) -> _TaskScores:
@@ -157,17 +149,6 @@ def _write_subspace(run: Run, by_task: dict[str, list[TaskFeatures]], per_task: 
     with replacing(run.path("subspace.safetensors")) as part:
         save_file(arrays, part)
     write_json(run.path("subspace.json"), described)
-
-
-def read_scores(run: Run) -> ScoreMatrix:
-    """The scores that stage `score` wrote."""
-    table = read_table(run.path("scores.parquet"))
-    columns = [name for name in table.column_names if name.startswith("score/")]
-    return ScoreMatrix(
-        ids=np.asarray(table["id"].to_pylist(), dtype=object),
-        targets=tuple(name.removeprefix("score/") for name in columns),
-        scores=np.stack([table[name].to_numpy() for name in columns], axis=1),
-    )
 
 
 def select(run: Run, pool: TokenizedPool, matrix: ScoreMatrix) -> pa.Table:

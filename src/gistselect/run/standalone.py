@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gistselect import registry
@@ -14,7 +13,7 @@ from gistselect.model.loading import load_model, load_tokenizer
 from gistselect.report.charts import Line, line_chart
 from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
 from gistselect.run.progress import Reporter
-from gistselect.run.store import replacing, write_lines
+from gistselect.run.store import replacing, write_quarantine
 from gistselect.training import TrainingResult, merge_adapter, steps_per_epoch, train
 from gistselect.types import Example, Record, Rejected
 
@@ -52,8 +51,7 @@ def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
     template = load_template(config.template, tokenizer)
     encoded = encode(records, template, tokenizer, config.max_length)
     rejected = [one for one in (*rows, *encoded) if isinstance(one, Rejected)]
-    described = ({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason} for one in rejected)
-    write_lines(config.output / "quarantine.jsonl", (json.dumps(one, ensure_ascii=False).encode() for one in described))
+    write_quarantine(config.output / "quarantine.jsonl", rejected)
     examples = [one for one in encoded if isinstance(one, Example)]
     if not examples:
         raise DataError(f"none of the {len(rows)} rows can be trained on; the first: {rejected[0].reason}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gistselect.errors import ArtifactMismatchError
+from gistselect.types import Rejected
 
 
 def digest(value: Any) -> str:
@@ -57,6 +58,12 @@ def write_lines(path: Path, lines: Iterator[bytes]) -> None:
     with replacing(path) as part, part.open("wb") as file:
         for line in lines:
             file.write(line + b"\n")
+
+
+def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> None:
+    """One line for each row that cannot be used: id, source, row, reason."""
+    rows = ({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason} for one in rejected)
+    write_lines(path, (json.dumps(row, ensure_ascii=False).encode() for row in rows))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
