@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from transformers import (
 )
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
-from gistselect.model import capture
+from gistselect.model import attention, capture, sinks
 from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
+from gistselect.model.batches import build_batch, trimmed_lengths
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine
 from gistselect.model.loading import LanguageModel
@@ -123,6 +125,7 @@ def test_gradients_equal_a_loop_of_backward_passes(family: str, mode: str) -> No
     assert relative_error(engine.gradients(examples()), expected) < 1e-5
     assert mode.split("-")[0] in engine.mode
     assert "labels only" in engine.mode
+    assert "last layer whole" not in engine.mode
 
     weights = np.random.default_rng(0).standard_normal((len(expected), 3))
     basis = engine.basis(examples(), weights)
@@ -145,6 +148,50 @@ def test_the_other_ways_to_keep_packed_examples_apart(monkeypatch: pytest.Monkey
     engine = GradientEngine(adapted)
     assert f"packed rows by {way}" in engine.mode
     assert relative_error(engine.gradients(examples()), expected) < 1e-5
+
+
+def varlen_reference(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size) -> torch.Tensor:
+    """Variable-length attention by its definition: (t, heads, d) queries, fewer key heads, one example at a time."""
+    assert ends_q.dtype == torch.int32
+    assert max_q == max_k == int(ends_q.diff().max())
+    left, right = window_size
+    assert right == 0
+    outputs = []
+    for start, end in zip(ends_q[:-1].tolist(), ends_k[1:].tolist(), strict=True):
+        one_k, one_v = (side[start:end].repeat_interleave(q.shape[1] // k.shape[1], dim=1) for side in (k, v))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        visible = (distance >= 0) & ((distance <= left) if left >= 0 else torch.tensor(True))
+        scores = torch.einsum("qhd,khd->hqk", q[start:end], one_k) * (scale or q.shape[2] ** -0.5)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, float("-inf")).softmax(dim=-1), one_v))
+    return torch.cat(outputs)
+
+
+def varlen_reference_that_asks(*args, enable_gqa: bool = False, **kwargs) -> torch.Tensor:
+    """As torch 2.12 and later: grouped heads have to be allowed."""
+    assert enable_gqa
+    return varlen_reference(*args, **kwargs)
+
+
+@pytest.mark.parametrize("attend", [varlen_reference, varlen_reference_that_asks])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt-neox"])
+def test_what_the_variable_length_kernel_is_asked_for(monkeypatch: pytest.MonkeyPatch, family: str, attend) -> None:
+    """Our half of the CUDA path: the kernel itself is replaced by its definition."""
+    adapted, _, expected = reference(family)
+    monkeypatch.setattr(attention, "_flash_runs", lambda query: True)
+    monkeypatch.setattr(attention.varlen, "varlen_attn", attend)
+    engine = GradientEngine(adapted, EngineConfig(packing="packed"))
+    assert "by segments" in engine.mode
+    assert relative_error(engine.gradients(examples()), expected) < 1e-5
+
+
+def test_outer_products_by_one_batched_product() -> None:
+    """What CUDA runs for a packed row, against a loop over the examples."""
+    rows = examples()
+    batch = build_batch(rows, np.arange(len(rows)), trimmed_lengths(rows), "packed", 0)
+    left, right = torch.randn(int(batch.ends[-1]), 3), torch.randn(int(batch.ends[-1]), 4)
+    found = torch.bmm(capture.unpacked(left, batch).transpose(1, 2), capture.unpacked(right, batch))
+    for one, start, length in zip(found, batch.starts, batch.lengths, strict=True):
+        torch.testing.assert_close(one, left[start : start + length].T @ right[start : start + length])
 
 
 @pytest.mark.parametrize("packing", ["padded", "packed"])
@@ -275,7 +322,7 @@ def test_when_memory_runs_out_batches_are_halved_and_nothing_is_counted_twice(
     losses = engine._losses
 
     def failing(batch):
-        if batch.input_ids.size > 60:
+        if batch.input_ids.numel() > 60:
             raise torch.OutOfMemoryError("simulated")
         return losses(batch)
 
@@ -405,16 +452,21 @@ def test_what_has_no_gradient_is_refused_by_name() -> None:
         GradientEngine(bare)
 
 
-def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path) -> None:
+def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted, *_ = reference("llama")
     engine = GradientEngine(adapted)
     basis = engine.basis(examples(), np.random.default_rng(0).standard_normal((7, 3)))
-    basis.save(tmp_path / "basis.safetensors")
-    loaded = Basis.load(tmp_path / "basis.safetensors")
+    monkeypatch.setattr(sinks, "PART_BYTES", 3 * max(block.nbytes for block in basis.blocks))
+    basis.save(tmp_path)
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) > 2
+    loaded = Basis.load(tmp_path)
     assert loaded.names == basis.names
     assert torch.equal(loaded.dense(), basis.dense())
     with pytest.raises(ArtifactMismatchError, match="another adapter"):
         GradientEngine(reference("gpt-neox")[0]).features(examples(), loaded)
-    (tmp_path / "torn").write_bytes((tmp_path / "basis.safetensors").read_bytes()[:100])
-    with pytest.raises(ArtifactMismatchError, match="torn"):
-        Basis.load(tmp_path / "torn")
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    with pytest.raises(ArtifactMismatchError, match=parts[1].name):
+        Basis.load(tmp_path)
+    with pytest.raises(ArtifactMismatchError, match="no basis"):
+        Basis.load(tmp_path / "nowhere")

@@ -140,8 +140,10 @@ def target_losses(
     import torch
 
     from gistselect.model.batches import build_batch, plan_batches, trimmed_lengths
+    from gistselect.model.loss import OutputHead, label_losses
 
     model = language_model.model
+    head = OutputHead.of(language_model.causal)
     losses = np.empty(len(examples))
     lengths = trimmed_lengths(examples)
     was_training, done = model.training, 0
@@ -150,8 +152,9 @@ def target_losses(
         with torch.no_grad():
             for rows in plan_batches(lengths, BATCH_TOKENS, "padded"):
                 batch = build_batch(examples, rows, lengths, "padded", language_model.tokenizer.pad_token_id or 0)
-                token_losses = _token_losses(language_model, batch).double().cpu().numpy()
-                losses[rows] = np.bincount(batch.owners, weights=token_losses) / batch.n_supervised
+                token_losses = label_losses(language_model.causal, head, batch.to(language_model.device))
+                totals = np.bincount(batch.owners.numpy(), weights=token_losses.double().cpu().numpy())
+                losses[rows] = totals / batch.n_supervised.numpy()
                 done += len(rows)
                 if progress:
                     progress(done, len(examples), "target loss")
@@ -163,26 +166,6 @@ def target_losses(
         ItemLoss(id=example.id, group=group, loss=float(loss), n_supervised=example.n_supervised)
         for example, group, loss in zip(examples, groups, losses, strict=True)
     ]
-
-
-def _token_losses(language_model: LanguageModel, batch: Any) -> Any:
-    """(m,) loss of each supervised token of a padded batch."""
-    import torch
-
-    from gistselect.model.loss import OutputHead, supervised_cross_entropy
-
-    def on_device(array: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(array).to(language_model.device)
-
-    model, predictors, labels = language_model.model, on_device(batch.predictors), on_device(batch.labels)
-    inputs = {"input_ids": on_device(batch.input_ids), "use_cache": False}
-    head = OutputHead.of(model)
-    if head is None:
-        logits = model(**inputs).logits.flatten(0, 1)[predictors].float()
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = causal.base_model(**inputs)[0].flatten(0, 1)[predictors]
-    return supervised_cross_entropy(hidden, labels, head)
 
 
 def evaluate(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
+
+from gistselect.model.batches import Batch
 
 NAME = "gistselect_segments"
 
 
 class SegmentAttention:
-    """Attention function of a transformers model whose row of tokens is cut into `lengths`."""
+    """Attention function of a transformers model whose row of tokens is a packed batch."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
+        self.batch: Batch | None = None
+        """The batch at hand; set before each forward pass."""
 
     @contextmanager
     def installed(self, model: Any) -> Iterator[None]:
@@ -53,33 +59,40 @@ class SegmentAttention:
         """
         if s_aux is not None:
             raise NotImplementedError("attention sinks")
-        if query.device.type == "cuda" and query.dtype != torch.float32 and softcap is None:
-            return self._flash(query, key, value, scaling, sliding_window), None
+        assert self.batch is not None
+        if _flash_runs(query) and softcap is None:
+            return _flash(query, key, value, self.batch, scaling, sliding_window), None
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        queries, keys, values = (side.split(self.lengths, dim=2) for side in (query, key, value))
+        queries, keys, values = (side.split(self.batch.lengths.tolist(), dim=2) for side in (query, key, value))
         outputs = [
             _attend(q, k, v, scaling, sliding_window, softcap).transpose(1, 2)
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
         return torch.cat(outputs, dim=1), None
 
-    def _flash(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None
-    ) -> Tensor:
-        from torch.nn.attention import varlen
 
-        ends = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        ends = ends.to(query.device, non_blocking=True)
-        longest = max(self.lengths)
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        query, key, value = (side[0].transpose(0, 1) for side in (query, key, value))
-        attend: Any = varlen.varlen_attn
-        output = attend(
-            query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window, enable_gqa=True
-        )
-        return output[None]
+def _flash_runs(query: Tensor) -> bool:
+    return query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, batch: Batch, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """All examples in one kernel, (1, t, heads, d)."""
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    query, key, value = (side[0].transpose(0, 1) for side in (query, key, value))
+    attend: Any = varlen.varlen_attn
+    ends, longest = batch.ends, batch.longest
+    grouped = {"enable_gqa": True} if _asks_for_grouped_heads(attend) else {}
+    return attend(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window, **grouped)[None]
+
+
+@cache
+def _asks_for_grouped_heads(attend: Any) -> bool:
+    """Whether fewer key heads than query heads must be allowed; torch 2.11 takes them as they come."""
+    return "enable_gqa" in inspect.signature(attend).parameters
 
 
 def _attend(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gistselect.errors import DataError
 from gistselect.types import Example
@@ -17,30 +20,53 @@ Layout = Literal["packed", "padded", "single"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples laid out in one rectangle of tokens; flat positions count row by row through it."""
+    """Examples laid out in one rectangle of tokens; flat positions count row by row through it.
 
-    rows: NDArray[np.int64]
-    """(n,) positions of the examples in the sequence they came from."""
-    input_ids: NDArray[np.int64]
-    """(n_rows, width) token ids; n_rows is 1 if packed, n otherwise."""
-    position_ids: NDArray[np.int64] | None
-    """(1, width) positions that restart with every packed example."""
-    starts: NDArray[np.int64]
-    """(n,) flat position of the first token of each example."""
+    Arrays are read by the host and stay there; tensors are read by the device, which `to` sends them to.
+    """
+
     lengths: NDArray[np.int64]
     """(n,) tokens of each example."""
-    predictors: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """(n,) flat position of the first token of each example."""
+    rows: Tensor
+    """(n,) positions of the examples in the sequence they came from."""
+    input_ids: Tensor
+    """(n_rows, width) token ids; n_rows is 1 if packed, n otherwise."""
+    position_ids: Tensor | None
+    """(1, width) positions that restart with every packed example."""
+    ends: Tensor
+    """(n + 1,) cumulative lengths from 0, int32: where packed examples end."""
+    places: Tensor | None
+    """(width,) flat position of each packed token if the examples were padded to `longest`."""
+    predictors: Tensor
     """(m,) flat positions whose output predicts a supervised token."""
-    labels: NDArray[np.int64]
+    labels: Tensor
     """(m,) the supervised tokens."""
-    owners: NDArray[np.int64]
+    owners: Tensor
     """(m,) which example of the batch each label belongs to."""
-    n_supervised: NDArray[np.int64]
+    n_supervised: Tensor
     """(n,) supervised tokens of each example."""
 
     @property
     def packed(self) -> bool:
         return self.position_ids is not None
+
+    @cached_property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch with its tensors on the device; from pinned memory without waiting for them."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """This batch with its tensors in page-locked memory."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Any) -> Batch:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: change(value) for name, value in values if isinstance(value, Tensor)})
 
 
 def trimmed_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -95,14 +121,21 @@ def build_batch(
         predictors.append(start + np.flatnonzero(examples[row].supervised[1 : size + 1]))
     counts = np.array([len(positions) for positions in predictors], dtype=np.int64)
     labels = [examples[row].input_ids[1:][at - start] for row, start, at in zip(rows, starts, predictors, strict=True)]
-    return Batch(
-        rows=rows,
-        input_ids=flat.reshape(-1, width),
-        position_ids=np.concatenate([np.arange(size) for size in sizes])[None] if packed else None,
-        starts=starts,
-        lengths=sizes,
-        predictors=np.concatenate(predictors),
-        labels=np.concatenate(labels).astype(np.int64),
-        owners=np.repeat(np.arange(len(rows)), counts),
-        n_supervised=counts,
-    )
+    longest = int(sizes.max())
+    tensors = {
+        "rows": rows,
+        "input_ids": flat.reshape(-1, width),
+        "position_ids": np.concatenate([np.arange(size) for size in sizes])[None] if packed else None,
+        "ends": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+        "places": np.concatenate([row * longest + np.arange(size) for row, size in enumerate(sizes)])
+        if packed
+        else None,
+        "predictors": np.concatenate(predictors),
+        "labels": np.concatenate(labels).astype(np.int64),
+        "owners": np.repeat(np.arange(len(rows)), counts),
+        "n_supervised": counts,
+    }
+    on_host: dict[str, Any] = {
+        name: value if value is None else torch.from_numpy(value) for name, value in tensors.items()
+    }
+    return Batch(lengths=sizes, starts=starts, **on_host)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gistselect.model.adapters import adapter_parameters
 from gistselect.model.batches import Batch
+from gistselect.model.products import product
 
 
 class ParameterBlock(NamedTuple):
@@ -213,32 +214,23 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any, str]]:
 def outer_products(left: Tensor, right: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """Σ_tokens leftᵀ right per example (n, out, in), from (n_rows, width, out) and (n_rows, width, in)."""
     if not batch.packed:
-        return _bmm(left.transpose(1, 2), right, dtype)
+        return product(left.transpose(1, 2), right, dtype)
     left, right = left.flatten(0, 1), right.flatten(0, 1)
     if left.device.type == "cpu":
         left, right = left.to(dtype), right.to(dtype)
-        products = left.new_empty(len(batch.rows), left.shape[1], right.shape[1])
-        for product, start, length in zip(products, batch.starts, batch.lengths, strict=True):
-            torch.mm(left[start : start + length].T, right[start : start + length], out=product)
+        products = left.new_empty(len(batch.lengths), left.shape[1], right.shape[1])
+        for one, start, length in zip(products, batch.starts, batch.lengths, strict=True):
+            torch.mm(left[start : start + length].T, right[start : start + length], out=one)
         return products
     left, right = (unpacked(side, batch) for side in (left, right))
-    return _bmm(left.transpose(1, 2), right, dtype)
+    return product(left.transpose(1, 2), right, dtype)
 
 
 def unpacked(flat: Tensor, batch: Batch) -> Tensor:
     """(n, longest, width) zero-padded examples from packed tokens (t, width)."""
-    padded = flat.new_zeros(len(batch.rows), int(batch.lengths.max()), flat.shape[1])
-    for row, start, length in zip(padded, batch.starts, batch.lengths, strict=True):
-        row[:length] = flat[start : start + length]
-    return padded
-
-
-def _bmm(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    if left.dtype == dtype:
-        return torch.bmm(left, right)
-    if left.device.type == "cuda":
-        return torch.bmm(left, right, out_dtype=dtype)
-    return torch.bmm(left.to(dtype), right.to(dtype))
+    padded = flat.new_zeros(len(batch.lengths) * batch.longest, flat.shape[1])
+    padded[batch.places] = flat
+    return padded.view(len(batch.lengths), batch.longest, -1)
 
 
 @contextmanager

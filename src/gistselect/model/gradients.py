@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,8 +22,9 @@ from gistselect.model.attention import SegmentAttention
 from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, trimmed_lengths
 from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
 from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.last_layer import LastFeedForward
 from gistselect.model.loading import LanguageModel
-from gistselect.model.loss import OutputHead, supervised_cross_entropy
+from gistselect.model.loss import OutputHead, label_losses
 from gistselect.model.sinks import (
     Basis,
     BasisSink,
@@ -88,7 +90,7 @@ class GradientEngine:
         if not parameters:
             raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
         prepare_for_gradients(language_model)
-        self._causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._causal = language_model.causal
         self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self._attention = SegmentAttention()
         self._capture, self._capture_reason = self._choose_capture()
@@ -99,9 +101,10 @@ class GradientEngine:
             else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
         )
         self._head: OutputHead | None
+        self._last: LastFeedForward | None
         self._layout: Layout
         self._packing: Packing
-        self._head, self._layout, self._packing = self._choose_layout()
+        self._head, self._last, self._layout, self._packing = self._choose_layout()
         log.info("gradient engine: %s", self.mode)
 
     def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
@@ -180,22 +183,24 @@ class GradientEngine:
             raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
         return None, reason
 
-    def _choose_layout(self) -> tuple[OutputHead | None, Layout, Packing]:
-        """Head (None: the model's own logits) and layout: the first that give the model's own losses."""
+    def _choose_layout(self) -> tuple[OutputHead | None, LastFeedForward | None, Layout, Packing]:
+        """Head (None: the model's own logits), last layer (None: whole) and layout: the first that give the
+        model's own losses."""
         probe = self._probe_examples()
         losses = np.full(len(probe), np.nan)
         expected = np.array([self._own_loss(example) for example in probe])
         tolerance = PROBE_TOLERANCE[self.language_model.dtype]
-        for head in dict.fromkeys([OutputHead.of(self._causal), None]):
-            for layout, packing in self._candidates():
-                self._head, self._layout, self._packing = head, layout, packing
-                try:
-                    losses = self._probe_losses(probe)
-                except (RuntimeError, KeyError) as error:
-                    log.info("%s rows by %s cannot be used: %s", layout, packing, error)
-                    continue
-                if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
-                    return head, layout, packing
+        heads = dict.fromkeys([OutputHead.of(self._causal), None])
+        lasts = dict.fromkeys([LastFeedForward.of(self._causal), None])
+        for chosen in product(heads, lasts, self._candidates()):
+            self._head, self._last, (self._layout, self._packing) = chosen
+            try:
+                losses = self._probe_losses(probe)
+            except (RuntimeError, KeyError) as error:
+                log.info("%s rows by %s cannot be used: %s", self._layout, self._packing, error)
+                continue
+            if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
+                return self._head, self._last, self._layout, self._packing
         raise ModelError(
             f"no batch layout reproduces the loss of {type(self._causal).__name__} ({losses} against "
             f"{expected}); the model may not be a causal language model with a plain adapter."
@@ -238,7 +243,7 @@ class GradientEngine:
         with self._running(), torch.no_grad():
             for rows in plan_batches(lengths, int(lengths.sum()) * len(lengths), self._layout):
                 batch = build_batch(examples, rows, lengths, self._layout, self._pad_id)
-                losses[rows] = self._losses(batch)[0].cpu().numpy()
+                losses[rows] = self._losses(batch.to(self.device))[0].cpu().numpy()
         return losses
 
     def _leaks(self, probe: list[Example], losses: NDArray[np.float64]) -> bool:
@@ -263,7 +268,10 @@ class GradientEngine:
         if self._layout != self._candidates()[0][0]:
             rows += f" ({self._candidates()[0][0]} rows do not give this model's loss)"
         recompute = ", activations recomputed" if self.config.activation_checkpointing else ""
-        return f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{recompute}"
+        whole = "" if self._last is not None else ", last layer whole"
+        return (
+            f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{whole}{recompute}"
+        )
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -278,6 +286,8 @@ class GradientEngine:
                 stack.enter_context(self._capture.installed())
             if self._packing == "segments":
                 stack.enter_context(self._attention.installed(self._causal))
+            if self._last is not None:
+                stack.enter_context(self._last.installed())
             if self.config.activation_checkpointing:
                 stack.enter_context(checkpointed_layers(self._causal))
             for parameter in self._fallback:
@@ -327,7 +337,7 @@ class GradientEngine:
         broken = sink.broken()
         for row in [] if broken is None else broken.nonzero().flatten().tolist():
             batch = build_batch(examples, np.array([row]), lengths, "single", self._pad_id)
-            self._backward(batch, sink, losses)
+            self._backward(batch.to(self.device), sink, losses)
         sink.finish()
 
     def _check(self, examples: Sequence[Example]) -> None:
@@ -341,12 +351,17 @@ class GradientEngine:
                 )
 
     def _batches(self, examples: Sequence[Example], lengths: NDArray[np.int64]) -> Iterator[Batch]:
-        plan = plan_batches(lengths, self.batch_tokens, self._layout)
-        return prefetched(lambda rows: build_batch(examples, rows, lengths, self._layout, self._pad_id), plan)
+        """Batches on the device, prepared ahead of their turn."""
+
+        def build(rows: NDArray[np.int64]) -> Batch:
+            batch = build_batch(examples, rows, lengths, self._layout, self._pad_id)
+            return batch.pinned() if self.device.type == "cuda" else batch
+
+        for batch in prefetched(build, plan_batches(lengths, self.batch_tokens, self._layout)):
+            yield batch.to(self.device)
 
     def _backward(self, batch: Batch, sink: Sink, losses: Tensor) -> None:
-        rows = self._tensor(batch.rows)
-        sink.begin(rows)
+        sink.begin(batch.rows)
         batch_losses, total = self._losses(batch)
         if self._capture is None:
             gradients = torch.autograd.grad(total, self._fallback)
@@ -357,7 +372,7 @@ class GradientEngine:
                 total.backward()
             finally:
                 self._capture.current = None
-        losses[rows] = batch_losses
+        losses[batch.rows] = batch_losses
 
     def _emit(self, gradients: Sequence[Tensor], batch: Batch, sink: Sink) -> None:
         """Hand on gradients of one example as the product of the identity and themselves."""
@@ -369,25 +384,21 @@ class GradientEngine:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (n,) of each example, detached, and their sum with its graph."""
-        owners, counts = self._tensor(batch.owners), self._tensor(batch.n_supervised)
         token_losses = self._token_losses(batch)
-        weighted = token_losses / counts[owners]
-        means = weighted.new_zeros(len(counts)).index_add_(0, owners, weighted)
+        weighted = token_losses / batch.n_supervised[batch.owners]
+        means = weighted.new_zeros(len(batch.lengths)).index_add_(0, batch.owners, weighted)
         return means.detach(), means.sum()
 
     def _token_losses(self, batch: Batch) -> Tensor:
-        labels, predictors = self._tensor(batch.labels), self._tensor(batch.predictors)
-        inputs: dict[str, Any] = {"input_ids": self._tensor(batch.input_ids), "use_cache": False}
+        self._attention.batch = batch
+        if self._last is not None:
+            self._last.batch = batch
+        inputs: dict[str, Any] = {}
         if batch.position_ids is not None:
-            inputs["position_ids"] = self._tensor(batch.position_ids)
-        self._attention.lengths = batch.lengths.tolist() if batch.packed else [batch.input_ids.shape[1]]
+            inputs["position_ids"] = batch.position_ids
         if self._packing == "mask" and batch.packed:
             inputs["attention_mask"] = self._block_mask(batch)
-        if self._head is None:
-            logits = self._causal(**inputs).logits.flatten(0, 1)[predictors]
-            return torch.nn.functional.cross_entropy(logits.to(self.dtype), labels, reduction="none")
-        hidden = self._causal.base_model(**inputs)[0].flatten(0, 1)[predictors]
-        return supervised_cross_entropy(hidden, labels, self._head)
+        return label_losses(self._causal, self._head, batch, **inputs)
 
     def _block_mask(self, batch: Batch) -> Tensor:
         """Additive mask (1, 1, t, t): causal within each packed example, closed between examples."""
@@ -396,12 +407,6 @@ class GradientEngine:
         lowest = torch.finfo(self.language_model.dtype).min
         mask = torch.from_numpy(np.where(open_to, 0.0, lowest))
         return mask.to(self.device, self.language_model.dtype)[None, None]
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
 
 def prefetched(build: Callable[[NDArray[np.int64]], Batch], items: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:

@@ -50,6 +50,11 @@ class LanguageModel:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def causal(self) -> Any:
+        """The transformers model, adapted or not."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
 
 def load_model(config: ModelConfig) -> LanguageModel:
     """Load model and tokenizer, in evaluation mode.

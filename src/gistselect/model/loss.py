@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+from gistselect.model.batches import Batch
+from gistselect.model.products import product
+
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 """Logits held at a time, in bytes; on a CPU they should stay in the cache."""
+BLOCK_WORDS = {"cpu": 2048, "cuda": 32768}
+"""Words of the vocabulary looked at together; rows share the reading of their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +39,25 @@ class OutputHead:
         return cls(weight=linear.weight, bias=linear.bias, scale=scale, softcap=softcap)
 
 
+def label_losses(causal: Any, head: OutputHead | None, batch: Batch, **inputs: Any) -> Tensor:
+    """Loss (m,) of each label of a batch, in at least float32.
+
+    Without a head it comes from the model's own logits of all tokens. The model gets `inputs` beside the token ids.
+    """
+    inputs |= {"input_ids": batch.input_ids, "use_cache": False}
+    if head is not None:
+        hidden = causal.base_model(**inputs)[0].flatten(0, 1)[batch.predictors]
+        return supervised_cross_entropy(hidden, batch.labels, head)
+    logits = causal(**inputs).logits.flatten(0, 1)[batch.predictors]
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(precise, batch.labels, reduction="none")
+
+
 def supervised_cross_entropy(hidden: Tensor, labels: Tensor, head: OutputHead) -> Tensor:
     """Loss (m,) of each label (m,) from its predictor's last hidden state (m, hidden), in at least float32.
 
-    The gradient for the hidden states is formed chunk by chunk next to the loss, so the peak memory is one
-    chunk of logits and does not grow with m.
+    The gradient for the hidden states is formed next to the loss, one block of the vocabulary after the other
+    with a running maximum, so the peak memory is one block of logits and grows neither with m nor the vocabulary.
     """
     return _SupervisedCrossEntropy.apply(hidden, labels, head)  # pyright: ignore[reportReturnType]
 
@@ -48,17 +67,15 @@ class _SupervisedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: OutputHead) -> Tensor:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(len(hidden), dtype=precise, device=hidden.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
-        limit = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
-        size = max(1, limit // (len(head.weight) * precise.itemsize))
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        kind = "cpu" if hidden.device.type == "cpu" else "cuda"
+        words = min(BLOCK_WORDS[kind], len(head.weight))
+        size = max(1, BLOCK_BYTES[kind] // (words * precise.itemsize))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = _logits(hidden[part], head).to(precise)
-            log_total = torch.logsumexp(logits, dim=-1)
-            losses[part] = log_total - logits.gather(1, labels[part, None])[:, 0]
+            losses[part], slope = _loss_and_slope(hidden[part], labels[part], head, words, gradient is not None)
             if gradient is not None:
-                gradient[part] = _hidden_gradient(logits, log_total, labels[part], head)
+                gradient[part] = slope
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -69,22 +86,52 @@ class _SupervisedCrossEntropy(torch.autograd.Function):
         return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None
 
 
-def _logits(hidden: Tensor, head: OutputHead) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+def _loss_and_slope(
+    hidden: Tensor, labels: Tensor, head: OutputHead, words: int, wants_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss (m,) and d loss / d hidden (m, hidden; zero unless wanted), both precise.
+
+    The label's own word is kept out of the sums and added last with weight p - 1 = expm1(-loss): where the model is
+    sure, p·w - w would cancel to rounding noise.
+    """
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    own = head.weight[labels].to(precise)
+    own_bias = None if head.bias is None else head.bias[labels]
+    own_logit, own_slope = _activated((hidden.to(precise) * own).sum(dim=1), own_bias, head)
+    peak, total = own_logit, torch.ones_like(own_logit)
+    slope = torch.zeros(hidden.shape, dtype=precise, device=hidden.device)
+    for start in range(0, len(head.weight), words):
+        weight = head.weight[start : start + words]
+        bias = None if head.bias is None else head.bias[start : start + words]
+        logits, slopes = _activated((hidden @ weight.T).to(precise), bias, head)
+        _leave_out(logits, labels - start)
+        new_peak = torch.maximum(peak, logits.amax(dim=1))
+        shrink = torch.exp(peak - new_peak)
+        shares = logits.sub_(new_peak[:, None]).exp_()
+        total, peak = total * shrink + shares.sum(dim=1), new_peak
+        if wants_slope:
+            shares = shares if slopes is None else shares.mul_(slopes)
+            slope.mul_(shrink[:, None]).add_(product(shares.to(weight.dtype), weight, precise))
+    losses = peak - own_logit + torch.log(total)
+    own_share = torch.expm1(-losses) if own_slope is None else torch.expm1(-losses) * own_slope
+    return losses, (slope / total[:, None] + own_share[:, None] * own) * head.scale
+
+
+def _activated(products: Tensor, bias: Tensor | None, head: OutputHead) -> tuple[Tensor, Tensor | None]:
+    """Logits from hidden·weight, in place where it can be, and their derivative by scale · hidden·weight (None: 1)."""
+    if bias is not None:
+        products = products.add_(bias)
     if head.scale != 1:
-        logits *= head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
+        products = products.mul_(head.scale)
+    if head.softcap is None:
+        return products, None
+    squashed = products.div_(head.softcap).tanh_()
+    return head.softcap * squashed, 1 - squashed.square()
 
 
-def _hidden_gradient(logits: Tensor, log_total: Tensor, labels: Tensor, head: OutputHead) -> Tensor:
-    """d loss / d hidden (m, hidden); overwrites the logits (m, n_vocabulary)."""
-    slope = None if head.softcap is None else head.scale * (1 - (logits / head.softcap).square_())
-    residual = logits.sub_(log_total[:, None]).exp_()
-    residual[torch.arange(len(labels), device=labels.device), labels] -= 1
-    if slope is not None:
-        residual *= slope
-    elif head.scale != 1:
-        residual *= head.scale
-    return residual.to(head.weight.dtype) @ head.weight
+def _leave_out(logits: Tensor, columns: Tensor) -> None:
+    """Set one column of each row to -inf, where it is among those at hand."""
+    inside = (columns >= 0) & (columns < logits.shape[1])
+    columns = columns.clamp(0, logits.shape[1] - 1)[:, None]
+    kept = torch.where(inside[:, None], float("-inf"), logits.gather(1, columns))
+    logits.scatter_(1, columns, kept)

@@ -13,8 +13,11 @@ from torch import Tensor
 from gistselect.errors import ArtifactMismatchError
 from gistselect.model.capture import ParameterBlock, Sink
 from gistselect.model.engine_config import SketchConfig
+from gistselect.model.products import product
 
 CONVERT_ELEMENTS = 1 << 24
+PART_BYTES = 1 << 30
+"""Size of one file of a stored basis, and so of what the host holds of a basis on a device while it is written."""
 SKETCH_STREAM = 7
 
 
@@ -34,32 +37,49 @@ class Basis:
         """The whole basis (p, r), in float32."""
         return torch.cat([block.float() for block in self.blocks])
 
+    def to(self, device: torch.device) -> Basis:
+        """This basis on the device; itself if it is there."""
+        return Basis(names=self.names, blocks=tuple(block.to(device) for block in self.blocks))
+
     @classmethod
     def concatenate(cls, bases: Sequence[Basis]) -> Basis:
         """[V_a | V_b | …]: one basis for all targets. Raises `ArtifactMismatchError` if adapters differ."""
         if len({basis.names for basis in bases}) != 1:
             raise ArtifactMismatchError("bases of different adapters cannot be joined; fit them on the same adapter.")
+        if len(bases) == 1:
+            return bases[0]
         blocks = zip(*(basis.blocks for basis in bases), strict=True)
         return cls(names=bases[0].names, blocks=tuple(torch.cat(parts, dim=1) for parts in blocks))
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
+    def save(self, folder: Path) -> None:
+        """Write safetensors files of about `PART_BYTES` into an empty folder, in order."""
         from safetensors.torch import save_file
 
-        tensors = {name: block.contiguous() for name, block in zip(self.names, self.blocks, strict=True)}
-        save_file(tensors, str(path), metadata={"order": "\n".join(self.names)})
+        sizes = np.cumsum([block.nbytes for block in self.blocks]) - 1
+        for part in np.unique(sizes // PART_BYTES):
+            chosen = np.flatnonzero(sizes // PART_BYTES == part)
+            tensors = {self.names[index]: self.blocks[index].contiguous() for index in chosen}
+            order = "\n".join(self.names[index] for index in chosen)
+            save_file(tensors, folder / f"basis-{part:05d}.safetensors", metadata={"order": order})
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Basis:
-        """Read a basis. Raises `ArtifactMismatchError` if the file is not one."""
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> Basis:
+        """Read what `save` wrote. Raises `ArtifactMismatchError` if it is damaged or not a basis."""
         from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                names = tuple((file.metadata() or {}).get("order", "").split("\n"))
-                return cls(names=names, blocks=tuple(file.get_tensor(name) for name in names))
-        except (SafetensorError, OSError) as error:
-            raise ArtifactMismatchError(f"{path} is not a stored basis ({error}); fit it again.") from error
+        names: list[str] = []
+        blocks: list[Tensor] = []
+        for path in sorted(folder.glob("basis-*.safetensors")):
+            try:
+                with safe_open(str(path), framework="pt", device=str(device)) as file:
+                    part = (file.metadata() or {}).get("order", "").split("\n")
+                    blocks += [file.get_tensor(name) for name in part]
+                    names += part
+            except (SafetensorError, OSError) as error:
+                raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
+        if not blocks:
+            raise ArtifactMismatchError(f"{folder} holds no basis; fit it again.")
+        return cls(names=tuple(names), blocks=tuple(blocks))
 
 
 class DenseSink(Sink):
@@ -134,7 +154,7 @@ class ProjectionSink(Sink):
 
     def __init__(self, n: int, basis: Basis, held_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.blocks = range(len(basis.blocks))
-        self.basis = [block.to(device) for block in basis.blocks]
+        self.basis = basis.to(device).blocks
         self.precise = dtype
         self.dtype = torch.bfloat16 if basis.blocks[0].dtype == torch.bfloat16 else dtype
         self.features = torch.zeros(n, basis.rank, dtype=dtype, device=device)
@@ -170,11 +190,7 @@ class ProjectionSink(Sink):
             self.waiting_rows.clear()
 
     def _project(self, block: int, gradients: Tensor, rows: Tensor) -> None:
-        basis = self.basis[block]
-        if basis.dtype != self.precise and basis.device.type == "cuda":
-            self.features[rows] += torch.mm(gradients, basis, out_dtype=self.precise)
-        else:
-            self.features[rows] += gradients.to(self.precise) @ basis.to(self.precise)
+        self.features[rows] += product(gradients, self.basis[block], self.precise)
 
     def broken(self) -> Tensor:
         return ~(self.features.isfinite().all(dim=1) & self.squares.isfinite())

@@ -26,6 +26,8 @@ class SketchedEngine:
     def __init__(self, exact: GradientEngine, config: SketchConfig) -> None:
         self.exact = exact
         self.config = config
+        self.device = torch.device("cpu")
+        """Where sketches are projected."""
 
     @property
     def mode(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gistselect.run.store import Artifact, read_table, replacing, write_table
 from gistselect.run.targets import Target
 from gistselect.types import Example
 
-FIT_VERSION = 1
+FIT_VERSION = 2
 FEATURES_VERSION = 1
 SKETCHES_VERSION = 1
 
@@ -58,7 +59,7 @@ class TaskFeatures:
         )
         return gist.TaskSubspace(
             subspace=subspace,
-            basis=Basis.load(self.fit / "basis.safetensors"),
+            basis=Basis.load(self.fit / "basis"),
             groups=self.groups,
             target_features=arrays["target_features"],
         )
@@ -139,7 +140,7 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
         n_groups = len(set(target.groups))
         run.say(f"Target {target.task}: {len(target.examples):,} queries in {n_groups} group{'s' * (n_groups != 1)}.")
         fitted = gist.fit(engine(), target.examples, target.groups, rank=run.config.rank, rtol=run.config.rtol)
-        _save_fit(fit, fitted)
+        _save_fit(run, fit, fitted)
         subspace = fitted.subspace
         kept = subspace.explained_variance[subspace.rank - 1]
         run.say(
@@ -148,7 +149,7 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
     return TaskFeatures(task=target.task, checkpoint=checkpoint, fit=fit, features=features_)
 
 
-def _save_fit(artifact: Artifact, fitted: gist.TaskSubspace) -> None:
+def _save_fit(run: Run, artifact: Artifact, fitted: gist.TaskSubspace) -> None:
     subspace = fitted.subspace
     arrays = {
         "left": subspace.left,
@@ -156,7 +157,7 @@ def _save_fit(artifact: Artifact, fitted: gist.TaskSubspace) -> None:
         "query_features": subspace.query_features,
         "target_features": fitted.target_features,
     }
-    with replacing(artifact / "basis.safetensors") as part:
+    with run.store.folder(artifact, "basis") as part:
         fitted.basis.save(part)
     with replacing(artifact / "subspace.safetensors") as part:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
@@ -169,13 +170,12 @@ def _pool_pass(run: Run, pool: TokenizedPool, pending: list[TaskFeatures], engin
         return
     bases = [one.subspace().basis for one in pending]
     edges = np.cumsum([0, *(basis.rank for basis in bases)])
-    stacked = Basis.concatenate(bases)
-    in_stacked_basis = _shard_features(run, pool, engine)
+    in_stacked_basis = _shard_features(run, pool, engine, Basis.concatenate(bases))
     with run.reporter.step("pool gradients", total=pool.facts["n_tokens"], unit="tokens") as step:
         for index in range(pool.n_shards):
             examples = pool.examples(index)
             if not all(one.features.shard(index).is_file() for one in pending):
-                result = in_stacked_basis(index, examples, stacked)
+                result = in_stacked_basis(index, examples)
                 for place, one in enumerate(pending):
                     own = result.features[:, edges[place] : edges[place + 1]]
                     table = features_table(examples, dataclasses.replace(result, features=own))
@@ -186,16 +186,17 @@ def _pool_pass(run: Run, pool: TokenizedPool, pending: list[TaskFeatures], engin
 
 
 def _shard_features(
-    run: Run, pool: TokenizedPool, engine: _LazyEngine
-) -> Callable[[int, Sequence[Example], Basis], GradientFeatures]:
+    run: Run, pool: TokenizedPool, engine: _LazyEngine, basis: Basis
+) -> Callable[[int, Sequence[Example]], GradientFeatures]:
     """How a shard's features come about: from the engine, or from its sketches if the run keeps them."""
     if not run.config.keep_sketch:
-        return lambda _index, examples, basis: engine().features(examples, basis)
+        on_device = cache(lambda: basis.to(engine().device))
+        return lambda _index, examples: engine().features(examples, on_device())
     kept = run.store.artifact(
         "sketches", SKETCHES_VERSION, **_gradient_inputs(run, engine.checkpoint), tokens=pool.artifact.key
     )
 
-    def from_kept(index: int, examples: Sequence[Example], basis: Basis) -> GradientFeatures:
+    def from_kept(index: int, examples: Sequence[Example]) -> GradientFeatures:
         if not kept.shard(index).is_file():
             sketching = engine()
             assert isinstance(sketching, SketchedEngine)

@@ -143,7 +143,7 @@ def _write_subspace(run: Run, by_task: dict[str, list[TaskFeatures]], per_task: 
                     "rank_at_95_percent": rank_for_variance(values, 0.95),
                     "singular_values": values.tolist(),
                     "explained_variance": cumulative_variance(values).tolist(),
-                    "basis": str((one.fit / "basis.safetensors").relative_to(run.output)),
+                    "basis": str((one.fit / "basis").relative_to(run.output)),
                 }
             )
     with replacing(run.path("subspace.safetensors")) as part:
