@@ -43,8 +43,12 @@ class Sink:
         """Shrink the two factors (…, tokens, out) and (…, tokens, in) before their product is formed."""
         return left, right
 
+    def room(self, block: int) -> Tensor | None:
+        """Memory (n, out · in) for the gradients of a block, if this sink keeps them in a place of its own."""
+        return None
+
     def add(self, block: int, gradients: Tensor) -> None:
-        """Gradients (n, out, in) of a block for the examples of this batch."""
+        """Gradients (n, out, in) of a block for the examples of this batch; those in `room`, if it gave some."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -66,7 +70,8 @@ class Capture:
         """Form Σ_tokens leftᵀ right for each example and hand it on."""
         if block in self.sink.blocks:
             left, right = self.sink.compress(block, left, right)
-            self.sink.add(block, outer_products(left, right, self.batch, self.sink.dtype))
+            room = self.sink.room(block)
+            self.sink.add(block, outer_products(left, right, self.batch, self.sink.dtype, room))
 
 
 class LoraCapture:
@@ -211,19 +216,22 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any, str]]:
                     yield name, module, adapter
 
 
-def outer_products(left: Tensor, right: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """Σ_tokens leftᵀ right per example (n, out, in), from (n_rows, width, out) and (n_rows, width, in)."""
-    if not batch.packed:
-        return product(left.transpose(1, 2), right, dtype)
-    left, right = left.flatten(0, 1), right.flatten(0, 1)
-    if left.device.type == "cpu":
-        left, right = left.to(dtype), right.to(dtype)
-        products = left.new_empty(len(batch.lengths), left.shape[1], right.shape[1])
+def outer_products(left: Tensor, right: Tensor, batch: Batch, dtype: torch.dtype, room: Tensor | None = None) -> Tensor:
+    """Σ_tokens leftᵀ right per example (n, out, in), from (n_rows, width, out) and (n_rows, width, in).
+
+    They are written to `room`, if it is given.
+    """
+    shape = len(batch.lengths), left.shape[2], right.shape[2]
+    if batch.packed and left.device.type == "cpu":
+        left, right = left[0].to(dtype), right[0].to(dtype)
+        products = left.new_empty(shape) if room is None else room.view(shape)
         for one, start, length in zip(products, batch.starts, batch.lengths, strict=True):
             torch.mm(left[start : start + length].T, right[start : start + length], out=one)
         return products
-    left, right = (unpacked(side, batch) for side in (left, right))
-    return product(left.transpose(1, 2), right, dtype)
+    if batch.packed:
+        left, right = unpacked(left[0], batch), unpacked(right[0], batch)
+    products = product(left.transpose(1, 2), right, dtype)
+    return products if room is None else room.view(shape).copy_(products)
 
 
 def unpacked(flat: Tensor, batch: Batch) -> Tensor:

@@ -160,34 +160,44 @@ class ProjectionSink(Sink):
         self.features = torch.zeros(n, basis.rank, dtype=dtype, device=device)
         self.squares = torch.zeros(n, dtype=dtype, device=device)
         self.held_rows = held_rows
-        self.waiting: list[list[Tensor]] = [[] for _ in self.blocks]
+        self.waiting: dict[int, Tensor] = {}
+        """Gradients (held_rows, p_b) of each block."""
         self.waiting_rows: list[Tensor] = []
+        self.place = slice(0, 0)
+        """Where those of the batch at hand wait."""
 
     def begin(self, rows: Tensor) -> None:
-        if sum(map(len, self.waiting_rows)) + len(rows) > self.held_rows:
+        if self.place.stop + len(rows) > self.held_rows:
             self.finish()
         self.rows = rows
         self.features[rows] = 0
         self.squares[rows] = 0
         self.direct = len(rows) >= self.held_rows
         if not self.direct:
+            self.place = slice(self.place.stop, self.place.stop + len(rows))
             self.waiting_rows.append(rows)
+
+    def room(self, block: int) -> Tensor | None:
+        if self.direct:
+            return None
+        if block not in self.waiting:
+            size = self.basis[block].shape[0]
+            self.waiting[block] = torch.empty(self.held_rows, size, dtype=self.dtype, device=self.squares.device)
+        return self.waiting[block][self.place]
 
     def add(self, block: int, gradients: Tensor) -> None:
         gradients = gradients.flatten(1)
         self.squares[self.rows] += torch.linalg.vector_norm(gradients, dim=1, dtype=self.precise).square_()
         if self.direct:
             self._project(block, gradients, self.rows)
-        else:
-            self.waiting[block].append(gradients)
 
     def finish(self) -> None:
         if self.waiting_rows:
             rows = torch.cat(self.waiting_rows)
-            for block, parts in enumerate(self.waiting):
-                self._project(block, torch.cat(parts), rows)
-                parts.clear()
+            for block, gradients in self.waiting.items():
+                self._project(block, gradients[: len(rows)], rows)
             self.waiting_rows.clear()
+            self.place = slice(0, 0)
 
     def _project(self, block: int, gradients: Tensor, rows: Tensor) -> None:
         self.features[rows] += product(gradients, self.basis[block], self.precise)
