@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.errors import ModelError
-from gistselect.model.loading import files_digest
+from gistselect.model.loading import files_digest, keep_differentiable
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
@@ -114,10 +114,14 @@ def adapter_digest(folder: str | Path) -> str:
 
 
 def prepare_for_gradients(language_model: LanguageModel) -> None:
-    """Evaluation mode, nothing trainable. Raises `ModelError` if a dropout layer stays active."""
+    """Evaluation mode, nothing trainable.
+
+    Raises `ModelError` if a dropout layer stays active, or gradients cannot flow through a quantized one.
+    """
     import torch
 
     model = language_model.model
+    keep_differentiable(model)
     model.eval()
     model.requires_grad_(False)
     for name, module in model.named_modules():

@@ -80,8 +80,22 @@ def load_model(config: ModelConfig) -> LanguageModel:
     if config.quantization == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval()
+    keep_differentiable(model)
     _check_vocabulary(model, tokenizer, config.path)
     return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
+
+
+def keep_differentiable(model: Any) -> None:
+    """Stop 4-bit layers from turning into inference-only ones, through which no gradient flows, and nothing says so.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks a layer for good at its first forward pass in evaluation
+    mode. Raises `ModelError` if that has happened.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ModelError(f"the 4-bit layer {name!r} was repacked for inference; load the model again.")
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
