@@ -24,8 +24,9 @@ class EngineConfig(BaseModel):
     `auto` takes hooks wherever the adapter is plain LoRA."""
     gradient_memory_gb: float = Field(default=2.0, gt=0)
     """Gradients held at a time, in GB; more queries than fit take one pass per group of parameters."""
-    basis_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format in which a basis is stored; it is always accumulated in float32."""
+    basis_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format in which a basis is stored; it is always accumulated in float32. `auto` is bfloat16 for a
+    bfloat16 model on CUDA, where it takes half the memory and a tenth of the time, and float32 elsewhere."""
 
 
 class SketchConfig(BaseModel):

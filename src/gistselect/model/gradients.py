@@ -22,7 +22,6 @@ from gistselect.model.attention import SegmentAttention
 from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, trimmed_lengths
 from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
 from gistselect.model.engine_config import EngineConfig, SketchConfig
-from gistselect.model.last_layer import LastFeedForward
 from gistselect.model.loading import LanguageModel
 from gistselect.model.loss import OutputHead, label_losses
 from gistselect.model.sinks import (
@@ -43,7 +42,7 @@ Packing = Literal["none", "segments", "positions", "mask"]
 """What keeps packed examples apart: our attention function, the model's own reading of positions, or a 4-D mask."""
 AnySink = TypeVar("AnySink", bound=Sink)
 
-DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 PREFETCH = 2
 HELD_ROWS = 64
 """Gradients projected together: fewer would cost reading the basis more often than the arithmetic."""
@@ -81,6 +80,9 @@ class GradientEngine:
         self.config = config or EngineConfig()
         self.device = language_model.device
         self.dtype = torch.promote_types(language_model.dtype, torch.float32)
+        narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
+        auto = torch.bfloat16 if narrow else self.dtype
+        self.basis_dtype = {"auto": auto, "float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
         self.batch_tokens = self.config.batch_tokens or DEFAULT_BATCH_TOKENS.get(
             self.device.type, DEFAULT_BATCH_TOKENS["cuda"]
         )
@@ -101,10 +103,9 @@ class GradientEngine:
             else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
         )
         self._head: OutputHead | None
-        self._last: LastFeedForward | None
         self._layout: Layout
         self._packing: Packing
-        self._head, self._last, self._layout, self._packing = self._choose_layout()
+        self._head, self._layout, self._packing = self._choose_layout()
         log.info("gradient engine: %s", self.mode)
 
     def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
@@ -123,18 +124,24 @@ class GradientEngine:
             total += self._pass(examples, make)[0].gram()
         return total.numpy()
 
-    def basis(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Basis:
-        """V = Gᵀ W (p, r) for weights W (n, r), streamed over the examples."""
+    def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
+        """V = Gᵀ W (p, r) for weights W (n, r), as much of it at a time as `gradient_memory_gb` allows.
+
+        Each part streams the examples once.
+        """
         if len(weights) != len(examples):
             raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
-        stored = {"float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
-        groups = [list(range(len(self.parameters)))] if stored == self.dtype else self._groups(weights.shape[1])
         tensor = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
-        blocks: list[Tensor] = []
-        for group in groups:
+        for group in self._groups(weights.shape[1]):
             sink, _, _ = self._pass(examples, partial(BasisSink, tensor, group, self.parameters, self.dtype))
-            blocks += [sink.values[block].to(stored) for block in group]
-        return Basis(names=tuple(block.name for block in self.parameters), blocks=tuple(blocks))
+            yield Basis(
+                names=tuple(self.parameters[block].name for block in group),
+                blocks=tuple(sink.values[block].to(self.basis_dtype) for block in group),
+            )
+
+    def basis(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Basis:
+        """The whole of V."""
+        return Basis.join(self.basis_parts(examples, weights))
 
     def features(self, examples: Sequence[Example], basis: Basis) -> GradientFeatures:
         """Coordinates of every gradient in a basis, with loss and norm; one pass for any number of columns.
@@ -183,24 +190,22 @@ class GradientEngine:
             raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
         return None, reason
 
-    def _choose_layout(self) -> tuple[OutputHead | None, LastFeedForward | None, Layout, Packing]:
-        """Head (None: the model's own logits), last layer (None: whole) and layout: the first that give the
-        model's own losses."""
+    def _choose_layout(self) -> tuple[OutputHead | None, Layout, Packing]:
+        """Head (None: the model's own logits) and layout: the first that give the model's own losses."""
         probe = self._probe_examples()
         losses = np.full(len(probe), np.nan)
         expected = np.array([self._own_loss(example) for example in probe])
         tolerance = PROBE_TOLERANCE[self.language_model.dtype]
         heads = dict.fromkeys([OutputHead.of(self._causal), None])
-        lasts = dict.fromkeys([LastFeedForward.of(self._causal), None])
-        for chosen in product(heads, lasts, self._candidates()):
-            self._head, self._last, (self._layout, self._packing) = chosen
+        for head, (layout, packing) in product(heads, self._candidates()):
+            self._head, self._layout, self._packing = head, layout, packing
             try:
                 losses = self._probe_losses(probe)
             except (RuntimeError, KeyError) as error:
-                log.info("%s rows by %s cannot be used: %s", self._layout, self._packing, error)
+                log.info("%s rows by %s cannot be used: %s", layout, packing, error)
                 continue
             if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
-                return self._head, self._last, self._layout, self._packing
+                return head, layout, packing
         raise ModelError(
             f"no batch layout reproduces the loss of {type(self._causal).__name__} ({losses} against "
             f"{expected}); the model may not be a causal language model with a plain adapter."
@@ -268,10 +273,7 @@ class GradientEngine:
         if self._layout != self._candidates()[0][0]:
             rows += f" ({self._candidates()[0][0]} rows do not give this model's loss)"
         recompute = ", activations recomputed" if self.config.activation_checkpointing else ""
-        whole = "" if self._last is not None else ", last layer whole"
-        return (
-            f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{whole}{recompute}"
-        )
+        return f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{recompute}"
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -286,8 +288,6 @@ class GradientEngine:
                 stack.enter_context(self._capture.installed())
             if self._packing == "segments":
                 stack.enter_context(self._attention.installed(self._causal))
-            if self._last is not None:
-                stack.enter_context(self._last.installed())
             if self.config.activation_checkpointing:
                 stack.enter_context(checkpointed_layers(self._causal))
             for parameter in self._fallback:
@@ -391,8 +391,6 @@ class GradientEngine:
 
     def _token_losses(self, batch: Batch) -> Tensor:
         self._attention.batch = batch
-        if self._last is not None:
-            self._last.batch = batch
         inputs: dict[str, Any] = {}
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids

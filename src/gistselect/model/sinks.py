@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from gistselect.model.engine_config import SketchConfig
 from gistselect.model.products import product
 
 CONVERT_ELEMENTS = 1 << 24
-PART_BYTES = 1 << 30
-"""Size of one file of a stored basis, and so of what the host holds of a basis on a device while it is written."""
 SKETCH_STREAM = 7
 
 
@@ -51,35 +49,36 @@ class Basis:
         blocks = zip(*(basis.blocks for basis in bases), strict=True)
         return cls(names=bases[0].names, blocks=tuple(torch.cat(parts, dim=1) for parts in blocks))
 
-    def save(self, folder: Path) -> None:
-        """Write safetensors files of about `PART_BYTES` into an empty folder, in order."""
+    @classmethod
+    def join(cls, parts: Iterable[Basis]) -> Basis:
+        """The blocks of all parts, one part after the other."""
+        parts = list(parts)
+        return cls(
+            names=tuple(name for part in parts for name in part.names),
+            blocks=tuple(block for part in parts for block in part.blocks),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
         from safetensors.torch import save_file
 
-        sizes = np.cumsum([block.nbytes for block in self.blocks]) - 1
-        for part in np.unique(sizes // PART_BYTES):
-            chosen = np.flatnonzero(sizes // PART_BYTES == part)
-            tensors = {self.names[index]: self.blocks[index].contiguous() for index in chosen}
-            order = "\n".join(self.names[index] for index in chosen)
-            save_file(tensors, folder / f"basis-{part:05d}.safetensors", metadata={"order": order})
+        tensors = {name: block.contiguous() for name, block in zip(self.names, self.blocks, strict=True)}
+        save_file(tensors, path, metadata={"order": "\n".join(self.names)})
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "cpu") -> Basis:
-        """Read what `save` wrote. Raises `ArtifactMismatchError` if it is damaged or not a basis."""
+    def load(cls, path: Path) -> Basis:
+        """A basis, or part of one, that stays on the disk until it is read.
+
+        Raises `ArtifactMismatchError` if the file is not one.
+        """
         from safetensors import SafetensorError, safe_open
 
-        names: list[str] = []
-        blocks: list[Tensor] = []
-        for path in sorted(folder.glob("basis-*.safetensors")):
-            try:
-                with safe_open(str(path), framework="pt", device=str(device)) as file:
-                    part = (file.metadata() or {}).get("order", "").split("\n")
-                    blocks += [file.get_tensor(name) for name in part]
-                    names += part
-            except (SafetensorError, OSError) as error:
-                raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
-        if not blocks:
-            raise ArtifactMismatchError(f"{folder} holds no basis; fit it again.")
-        return cls(names=tuple(names), blocks=tuple(blocks))
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                names = tuple((file.metadata() or {}).get("order", "").split("\n"))
+                return cls(names=names, blocks=tuple(file.get_tensor(name) for name in names))
+        except (SafetensorError, OSError) as error:
+            raise ArtifactMismatchError(f"{path} is not a stored basis ({error}); fit it again.") from error
 
 
 class DenseSink(Sink):

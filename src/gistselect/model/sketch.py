@@ -8,7 +8,7 @@ the pool serve any target that is added later.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,10 +42,10 @@ class SketchedEngine:
         sketches = self.sketches(examples).features.astype(np.float64)
         return sketches @ sketches.T
 
-    def basis(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Basis:
-        """`S' W` (d, r) for sketches S (n, d) and weights W (n, r)."""
+    def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
+        """`S' W` (d, r) for sketches S (n, d) and weights W (n, r), in one part."""
         sketches = self.sketches(examples).features.astype(np.float64)
-        return Basis(names=("sketch",), blocks=(torch.from_numpy((sketches.T @ weights).astype(np.float32)),))
+        yield Basis(names=("sketch",), blocks=(torch.from_numpy((sketches.T @ weights).astype(np.float32)),))
 
     def features(self, examples: Sequence[Example], basis: Basis) -> GradientFeatures:
         """Coordinates (n, r) of the sketches in a basis."""

@@ -15,18 +15,16 @@ from numpy.typing import NDArray
 from gistselect.errors import DataError
 from gistselect.linalg.similarity import cosine_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
-from gistselect.model.gradients import Basis, GradientEngine
+from gistselect.model.gradients import GradientEngine
 from gistselect.model.sketch import SketchedEngine
 from gistselect.types import Example
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSubspace:
-    """What one task's queries determine at one checkpoint."""
+    """What one task's queries determine at one checkpoint; its basis `V = G' W` has `subspace.basis_weights` W."""
 
     subspace: Subspace
-    basis: Basis
-    """(p, r) orthonormal columns `V`, one tensor for each parameter block."""
     groups: tuple[str, ...]
     target_features: NDArray[np.float64]
     """(n_group, r) mean raw query feature of each group."""
@@ -51,8 +49,7 @@ def fit(
         )
     subspace = factor_gram(gram, rank=rank, rtol=rtol)
     names, target_features = group_means(subspace.query_features, list(groups))
-    basis = engine.basis(queries, subspace.basis_weights)
-    return TaskSubspace(subspace=subspace, basis=basis, groups=names, target_features=target_features)
+    return TaskSubspace(subspace=subspace, groups=names, target_features=target_features)
 
 
 def exact_scores(

@@ -286,12 +286,11 @@ def random_bases(engine: GradientEngine, config: BenchConfig) -> list[Basis]:
     from gistselect.model.gradients import Basis
 
     generator = torch.Generator(engine.device).manual_seed(config.seed)
-    stored = torch.bfloat16 if engine.language_model.dtype == torch.bfloat16 else engine.dtype
     names = tuple(block.name for block in engine.parameters)
 
     def basis(rank: int) -> Basis:
         blocks = [
-            torch.randn(block.size, rank, generator=generator, device=engine.device).to(stored)
+            torch.randn(block.size, rank, generator=generator, device=engine.device).to(engine.basis_dtype)
             for block in engine.parameters
         ]
         return Basis(names=names, blocks=tuple(blocks))
@@ -460,7 +459,7 @@ def _frozen(weights: Sequence[Any]) -> None:
 
 def _measure(arms: dict[str, Callable[[], object]], language_model: LanguageModel, repeats: int) -> tuple[Arm, ...]:
     """Each repeat runs every arm once, after one unmeasured round that also takes the memory."""
-    peaks = {name: _peak_bytes(run, language_model) for name, run in arms.items()}
+    peaks = {name: peak_bytes(run, language_model) for name, run in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for repeat in range(repeats):
         for name, run in arms.items():
@@ -471,7 +470,7 @@ def _measure(arms: dict[str, Callable[[], object]], language_model: LanguageMode
     return tuple(Arm(name=name, seconds=tuple(seconds[name]), peak_bytes=peaks[name]) for name in arms)
 
 
-def _peak_bytes(run: Callable[[], object], language_model: LanguageModel) -> int:
+def peak_bytes(run: Callable[[], object], language_model: LanguageModel) -> int:
     """Memory at the worst moment of `run` above what was in use before it."""
     import torch
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.linalg.subspace import Subspace
 from gistselect.model.adapters import load_adapter
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine, GradientFeatures
@@ -52,17 +51,9 @@ class TaskFeatures:
         """singular_values, left, query_features and target_features of the subspace."""
         return load_file(self.fit / "subspace.safetensors")
 
-    def subspace(self) -> gist.TaskSubspace:
-        arrays = self.arrays()
-        subspace = Subspace(
-            left=arrays["left"], singular_values=arrays["singular_values"], rank=arrays["left"].shape[1]
-        )
-        return gist.TaskSubspace(
-            subspace=subspace,
-            basis=Basis.load(self.fit / "basis"),
-            groups=self.groups,
-            target_features=arrays["target_features"],
-        )
+    def basis(self) -> Basis:
+        """(p, r) orthonormal columns `V`, one tensor for each parameter block."""
+        return Basis.join(Basis.load(part) for part in sorted((self.fit / "basis").iterdir()))
 
     def pool_features(self, pool: TokenizedPool) -> pa.Table:
         """Every pool example's features and measurements, in pool order; raises on a missing or foreign shard."""
@@ -140,7 +131,10 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
         n_groups = len(set(target.groups))
         run.say(f"Target {target.task}: {len(target.examples):,} queries in {n_groups} group{'s' * (n_groups != 1)}.")
         fitted = gist.fit(engine(), target.examples, target.groups, rank=run.config.rank, rtol=run.config.rtol)
-        _save_fit(run, fit, fitted)
+        with run.store.folder(fit, "basis") as folder:
+            for index, part in enumerate(engine().basis_parts(target.examples, fitted.subspace.basis_weights)):
+                part.save(folder / f"part-{index:05d}.safetensors")
+        _save_fit(fit, fitted)
         subspace = fitted.subspace
         kept = subspace.explained_variance[subspace.rank - 1]
         run.say(
@@ -149,7 +143,7 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
     return TaskFeatures(task=target.task, checkpoint=checkpoint, fit=fit, features=features_)
 
 
-def _save_fit(run: Run, artifact: Artifact, fitted: gist.TaskSubspace) -> None:
+def _save_fit(artifact: Artifact, fitted: gist.TaskSubspace) -> None:
     subspace = fitted.subspace
     arrays = {
         "left": subspace.left,
@@ -157,8 +151,6 @@ def _save_fit(run: Run, artifact: Artifact, fitted: gist.TaskSubspace) -> None:
         "query_features": subspace.query_features,
         "target_features": fitted.target_features,
     }
-    with run.store.folder(artifact, "basis") as part:
-        fitted.basis.save(part)
     with replacing(artifact / "subspace.safetensors") as part:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
     artifact.complete(rank=subspace.rank, groups=list(fitted.groups))
@@ -168,7 +160,7 @@ def _pool_pass(run: Run, pool: TokenizedPool, pending: list[TaskFeatures], engin
     """One backward pass over the pool for all pending targets, shard by shard."""
     if not pending:
         return
-    bases = [one.subspace().basis for one in pending]
+    bases = [one.basis() for one in pending]
     edges = np.cumsum([0, *(basis.rank for basis in bases)])
     in_stacked_basis = _shard_features(run, pool, engine, Basis.concatenate(bases))
     with run.reporter.step("pool gradients", total=pool.facts["n_tokens"], unit="tokens") as step:
