@@ -85,6 +85,34 @@ def test_bfloat16_losses_are_kept_in_float32() -> None:
     torch.testing.assert_close(losses, supervised_cross_entropy(hidden, labels, output), rtol=0.02, atol=0.1)
 
 
+@pytest.mark.parametrize("sureness", [0.2, 0.6, 1.0])
+def test_the_gradient_of_a_sure_prediction_is_no_rounding_noise(
+    monkeypatch: pytest.MonkeyPatch, sureness: float
+) -> None:
+    """Where p is nearly 1, p·w - w of bfloat16 numbers would keep few digits, or none."""
+    monkeypatch.setitem(loss.BLOCK_WORDS, "cpu", 64)
+    output = head()
+    narrow = OutputHead(weight=output.weight.bfloat16(), bias=None, scale=1, softcap=None)
+    labels = inputs(50)[1]
+    hidden = (sureness * narrow.weight[labels]).requires_grad_(True)
+    supervised_cross_entropy(hidden, labels, narrow).sum().backward()
+    exact = hidden.detach().double().requires_grad_(True)
+    cross_entropy(exact @ narrow.weight.double().T, labels, reduction="sum").backward()
+    lengths = torch.linalg.vector_norm(exact.grad, dim=1)
+    error = torch.linalg.vector_norm(hidden.grad.double() - exact.grad, dim=1)
+    assert lengths.min() > 1e-12
+    assert (error < 0.1 * lengths).all()
+
+
+def test_logits_of_any_size_give_finite_losses() -> None:
+    hidden, labels = inputs(20)
+    scaled = (1e4 * hidden.detach()).requires_grad_(True)
+    losses = supervised_cross_entropy(scaled, labels, head())
+    losses.sum().backward()
+    torch.testing.assert_close(losses, cross_entropy(scaled @ head().weight.T, labels, reduction="none"))
+    assert scaled.grad.isfinite().all()
+
+
 def test_without_gradient_only_the_loss_is_formed() -> None:
     hidden, labels = inputs(10)
     with torch.no_grad():

@@ -91,14 +91,14 @@ def _loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """Loss (m,) and d loss / d hidden (m, hidden; zero unless wanted), both precise.
 
-    The label's own word is kept out of the sums and added last with weight p - 1 = expm1(-loss): where the model is
-    sure, p·w - w would cancel to rounding noise.
+    The label's own word is kept out of the sums and added last with weight p - 1 = -(share of all others): where the
+    model is sure, p·w - w would cancel to rounding noise.
     """
     precise = torch.promote_types(hidden.dtype, torch.float32)
     own = head.weight[labels].to(precise)
     own_bias = None if head.bias is None else head.bias[labels]
     own_logit, own_slope = _activated((hidden.to(precise) * own).sum(dim=1), own_bias, head)
-    peak, total = own_logit, torch.ones_like(own_logit)
+    peak, others = own_logit, torch.zeros_like(own_logit)
     slope = torch.zeros(hidden.shape, dtype=precise, device=hidden.device)
     for start in range(0, len(head.weight), words):
         weight = head.weight[start : start + words]
@@ -108,13 +108,14 @@ def _loss_and_slope(
         new_peak = torch.maximum(peak, logits.amax(dim=1))
         shrink = torch.exp(peak - new_peak)
         shares = logits.sub_(new_peak[:, None]).exp_()
-        total, peak = total * shrink + shares.sum(dim=1), new_peak
+        others, peak = others * shrink + shares.sum(dim=1), new_peak
         if wants_slope:
             shares = shares if slopes is None else shares.mul_(slopes)
             slope.mul_(shrink[:, None]).add_(product(shares.to(weight.dtype), weight, precise))
-    losses = peak - own_logit + torch.log(total)
-    own_share = torch.expm1(-losses) if own_slope is None else torch.expm1(-losses) * own_slope
-    return losses, (slope / total[:, None] + own_share[:, None] * own) * head.scale
+    total = torch.exp(own_logit - peak) + others
+    own_share = -others if own_slope is None else -others * own_slope
+    gradient = (slope + own_share[:, None] * own) / total[:, None] * head.scale
+    return peak - own_logit + torch.log(total), gradient
 
 
 def _activated(products: Tensor, bias: Tensor | None, head: OutputHead) -> tuple[Tensor, Tensor | None]:
