@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import cyclopts
@@ -15,8 +14,7 @@ app = cyclopts.App(help=__doc__)
 @app.default
 def main(config: Annotated[BenchConfig | None, cyclopts.Parameter(name="*")] = None) -> None:
     """Measure all arms in one interleaved run and print the table."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(format_table(bench(config or BenchConfig())))
+    print(format_table(bench(config or BenchConfig(), print)))
 
 
 if __name__ == "__main__":

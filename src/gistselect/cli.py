@@ -52,12 +52,14 @@ def _run(config: RunConfig, until: Stage | None = None) -> Run:
 
 def _quiet_libraries() -> None:
     """Silence what libraries print for their own developers; our progress says more."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    disable_progress_bar()
 
 
 @app.command
@@ -208,8 +210,11 @@ def spectrum(folder: Path) -> None:
 def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) -> None:
     """Time the gradient engine against the published loop and against plain backward passes, in one interleaved run."""
     from gistselect.run.bench import bench, format_table
+    from gistselect.run.progress import Reporter
 
-    Console().print(format_table(bench(config or BenchConfig())), markup=False, highlight=False, soft_wrap=True)
+    _quiet_libraries()
+    table = format_table(bench(config or BenchConfig(), Reporter().say))
+    Console().print(table, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

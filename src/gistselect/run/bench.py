@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import statistics
 import sys
 import time
@@ -19,13 +18,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.errors import DataError, ModelError
+from gistselect.run.progress import duration
 from gistselect.types import Example, Record
 
 if TYPE_CHECKING:
     from gistselect.model.gradients import Basis, GradientEngine
     from gistselect.model.loading import LanguageModel
-
-log = logging.getLogger(__name__)
 
 LENGTHS, TOKENS, WEIGHTS, BASIS = range(4)
 """Names of the random streams."""
@@ -159,8 +157,11 @@ class BenchResult:
         return statistics.median(a / b for a, b in pairs)
 
 
-def bench(config: BenchConfig) -> BenchResult:
-    """Measure every arm on one random model. Raises `DataError` if the lengths cannot be read."""
+def bench(config: BenchConfig, say: Callable[[str], None] = lambda text: None) -> BenchResult:
+    """Measure every arm on one random model; `say` hears how it goes.
+
+    Raises `DataError` if the lengths cannot be read, `ModelError` if nothing fits on the device.
+    """
     import torch
     import transformers
 
@@ -171,8 +172,8 @@ def bench(config: BenchConfig) -> BenchResult:
     settings = EngineConfig(packing=config.packing, batch_tokens=config.batch_tokens)
     with GradientEngine(language_model, settings) as engine:
         bases = random_bases(engine, config)
-        padded_tokens = _fastest_padding(engine, examples)
-        arms = _measure(_arms(engine, examples, bases, padded_tokens), language_model, config.repeats)
+        padded_tokens = _fastest_padding(engine, examples, say)
+        arms = _measure(_arms(engine, examples, bases, padded_tokens), language_model, config.repeats, say)
         device = language_model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
@@ -368,7 +369,7 @@ def published_loop(engine: GradientEngine, examples: Sequence[Example], dense: A
     return np.stack(rows)
 
 
-def _fastest_padding(engine: GradientEngine, examples: Sequence[Example]) -> int:
+def _fastest_padding(engine: GradientEngine, examples: Sequence[Example], say: Callable[[str], None]) -> int:
     """Tokens per padded batch that `ordinary_steps` is fastest with, among ours, twice it and down to a sixteenth.
 
     With all logits a batch as large as ours may not fit on the device.
@@ -382,12 +383,13 @@ def _fastest_padding(engine: GradientEngine, examples: Sequence[Example]) -> int
             start = time.perf_counter()
             ordinary_steps(engine, examples, tokens)
         except torch.OutOfMemoryError:
-            log.info("floor (ii): %d tokens a batch do not fit", tokens)
+            say(f"floor (ii): {tokens} tokens a batch do not fit")
             continue
         finally:
             engine.model.zero_grad()
             torch.cuda.empty_cache()
         seconds[tokens] = time.perf_counter() - start
+        say(f"floor (ii): {tokens} tokens a batch, {seconds[tokens]:.2f} s")
     if not seconds:
         raise ModelError("not even the smallest padded batch fits on the device; take a smaller shape.")
     return min(seconds, key=seconds.__getitem__)
@@ -457,16 +459,20 @@ def _frozen(weights: Sequence[Any]) -> None:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def _measure(arms: dict[str, Callable[[], object]], language_model: LanguageModel, repeats: int) -> tuple[Arm, ...]:
+def _measure(
+    arms: dict[str, Callable[[], object]], language_model: LanguageModel, repeats: int, say: Callable[[str], None]
+) -> tuple[Arm, ...]:
     """Each repeat runs every arm once, after one unmeasured round that also takes the memory."""
     peaks = {name: peak_bytes(run, language_model) for name, run in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for repeat in range(repeats):
+    for repeat in range(1, repeats + 1):
         for name, run in arms.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-        log.info("repeat %d of %d: %s", repeat + 1, repeats, {k: round(v[-1], 3) for k, v in seconds.items()})
+        latest = ", ".join(f"{name.partition(' ')[0]} {times[-1]:.2f} s" for name, times in seconds.items())
+        left = sum(map(sum, seconds.values())) / repeat * (repeats - repeat)
+        say(f"repeat {repeat} of {repeats}: {latest}; {duration(left)} left")
     return tuple(Arm(name=name, seconds=tuple(seconds[name]), peak_bytes=peaks[name]) for name in arms)
 
 
