@@ -127,12 +127,13 @@ class GradientEngine:
     def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
         """V = Gᵀ W (p, r) for weights W (n, r), as much of it at a time as `gradient_memory_gb` allows.
 
-        Each part streams the examples once.
+        Each part streams the examples once. Two parts fit in that memory: one may still be in use while the next is
+        summed.
         """
         if len(weights) != len(examples):
             raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
         tensor = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
-        for group in self._groups(weights.shape[1]):
+        for group in self._groups(2 * weights.shape[1]):
             sink, _, _ = self._pass(examples, partial(BasisSink, tensor, group, self.parameters, self.dtype))
             yield Basis(
                 names=tuple(self.parameters[block].name for block in group),
