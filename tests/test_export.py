@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gistselect.data.tokens import Tulu
 from gistselect.errors import DataError
-from gistselect.export import TULU, to_axolotl, to_llamafactory, to_trl
+from gistselect.export import TULU, ExportJob, to_axolotl, to_llamafactory, to_trl
 from gistselect.registry import names, resolve
 from gistselect.training import TrainingConfig
 from gistselect.types import Message, Record
@@ -34,7 +34,7 @@ RECORDS = [
 
 def export(exporter: Any, output: Path, records: list[Record] = RECORDS, **options: Any) -> tuple[list[Any], Any]:
     settings = {"model": "a: folder # with\nspecials", "config": CONFIG, "max_length": 512, "seed": 3} | options
-    paths = exporter(records, output, **settings)
+    paths = exporter(ExportJob(records=records, output=output, **settings))
     assert all(path.is_file() for path in paths)
     lines = (output / "selected.jsonl").read_text(encoding="utf-8").splitlines()
     configuration = next(path for path in paths if path.suffix in (".yaml", ".yml"))

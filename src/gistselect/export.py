@@ -1,8 +1,8 @@
 """Selected rows in the formats of the tools that people train with, each with a ready configuration file.
 
 Text is written by JSON and YAML libraries only: a row may hold anything. Configurations name their files
-relative to their folder and are to be run inside it. They state the recipe of `config`, a `TrainingConfig`, for
-one device; with more, divide the accumulation steps by their number.
+relative to their folder and are to be run inside it. They state the recipe of the job's `config` for one
+device; with more, divide the accumulation steps by their number.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,31 +41,42 @@ Recipe = Mapping[str, Any]
 """The values of a `TrainingConfig`, by its field names."""
 
 
-def to_trl(
-    records: Sequence[Record],
-    output: Path,
-    *,
-    model: str,
-    config: BaseModel,
-    max_length: int,
-    template: Template = "tulu",
-    seed: int = 0,
-) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What is to be trained on, with what, and where the files go."""
+
+    records: Sequence[Record]
+    output: Path
+    model: str
+    """Folder or hub id of the base model."""
+    config: BaseModel
+    """A `TrainingConfig`."""
+    max_length: int
+    """Tokens that a row is cut to."""
+    template: Template = "tulu"
+    seed: int = 0
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.config.model_dump(mode="json")
+
+
+def to_trl(job: ExportJob) -> list[Path]:
     """Prompt/completion rows for TRL; `trl sft --config sft_config.yaml` trains on the completions.
 
     A conversation becomes a row for each of its answers, with the turns before it as the prompt. Rows that are
     all plain text stay text; otherwise all are conversations, as TRL asks for one kind. Returns the files.
     """
-    recipe = config.model_dump(mode="json")
-    plain = all(record.plain for record in records)
-    rows = [row for record in records for row in _completions(record, plain)]
+    recipe = job.recipe
+    plain = all(record.plain for record in job.records)
+    rows = [row for record in job.records for row in _completions(record, plain)]
     settings = {
-        "model_name_or_path": model,
+        "model_name_or_path": job.model,
         "datasets": [{"path": "json", "data_files": DATA_FILE}],
         "output_dir": "trained",
-        "max_length": max_length,
+        "max_length": job.max_length,
         "completion_only_loss": True,
-        **_schedule(recipe, len(rows), seed),
+        **_schedule(job, len(rows)),
         "lr_scheduler_type": recipe["schedule"],
     }
     if not recipe["full"]:
@@ -77,29 +90,20 @@ def to_trl(
             "use_rslora": adapter["rslora"],
             "use_dora": adapter["dora"],
         }
-    if template == "tulu" and not plain:
+    if job.template == "tulu" and not plain:
         settings["chat_template_path"] = TEMPLATE_FILE
-    return _write(output, rows, "sft_config.yaml", settings, template)
+    return _write(job, rows, "sft_config.yaml", settings)
 
 
-def to_axolotl(
-    records: Sequence[Record],
-    output: Path,
-    *,
-    model: str,
-    config: BaseModel,
-    max_length: int,
-    template: Template = "tulu",
-    seed: int = 0,
-) -> list[Path]:
+def to_axolotl(job: ExportJob) -> list[Path]:
     """Chat rows for Axolotl; `axolotl train axolotl.yml` trains on every answer. Returns the files."""
-    recipe = config.model_dump(mode="json")
-    rows = [{"messages": _turns(record)} for record in records]
-    steps = _schedule(recipe, len(rows), seed)
+    recipe = job.recipe
+    rows = [{"messages": _turns(record)} for record in job.records]
+    steps = _schedule(job, len(rows))
     # Named twice: without it, Axolotl gives each data set the tokenizer's template whatever the file says above.
-    chat_template = {"chat_template": "jinja", "chat_template_jinja": TEMPLATE_FILE} if template == "tulu" else {}
+    chat_template = {"chat_template": "jinja", "chat_template_jinja": TEMPLATE_FILE} if job.template == "tulu" else {}
     settings = {
-        "base_model": model,
+        "base_model": job.model,
         "datasets": [
             {
                 "path": DATA_FILE,
@@ -113,7 +117,7 @@ def to_axolotl(
         ],
         **chat_template,
         "output_dir": "trained",
-        "sequence_len": max_length,
+        "sequence_len": job.max_length,
         "micro_batch_size": steps["per_device_train_batch_size"],
         "gradient_accumulation_steps": steps["gradient_accumulation_steps"],
         "num_epochs": steps["num_train_epochs"],
@@ -124,7 +128,7 @@ def to_axolotl(
         "max_grad_norm": steps["max_grad_norm"],
         "optimizer": steps["optim"],
         "gradient_checkpointing": steps["gradient_checkpointing"],
-        "seed": seed,
+        "seed": job.seed,
         "bf16": "auto",
         "saves_per_epoch": 1,
     }
@@ -139,27 +143,18 @@ def to_axolotl(
             "peft_use_rslora": adapter["rslora"],
             "peft_use_dora": adapter["dora"],
         }
-    return _write(output, rows, "axolotl.yml", settings, template)
+    return _write(job, rows, "axolotl.yml", settings)
 
 
-def to_llamafactory(
-    records: Sequence[Record],
-    output: Path,
-    *,
-    model: str,
-    config: BaseModel,
-    max_length: int,
-    template: Template = "tulu",
-    seed: int = 0,
-) -> list[Path]:
+def to_llamafactory(job: ExportJob) -> list[Path]:
     """Chat rows, `dataset_info.json` and `train.yaml` for `llamafactory-cli train train.yaml`.
 
     LLaMA-Factory reads the tokenizer's own chat template; to train in the tulu one, put the written
     `chat_template.jinja` into the model folder. Returns the files. Raises `DataError` for a conversation whose
     turns do not alternate: LLaMA-Factory would leave it out with a log line.
     """
-    recipe = config.model_dump(mode="json")
-    rows = [{"messages": _alternating(record)} for record in records]
+    recipe = job.recipe
+    rows = [{"messages": _alternating(record)} for record in job.records]
     info = {
         DATA_SET: {
             "file_name": DATA_FILE,
@@ -175,15 +170,15 @@ def to_llamafactory(
         }
     }
     settings = {
-        "model_name_or_path": model,
+        "model_name_or_path": job.model,
         "stage": "sft",
         "do_train": True,
         "dataset_dir": ".",
         "dataset": DATA_SET,
-        "cutoff_len": max_length,
+        "cutoff_len": job.max_length,
         "output_dir": "trained",
         "finetuning_type": "full" if recipe["full"] else "lora",
-        **_schedule(recipe, len(rows), seed),
+        **_schedule(job, len(rows)),
         "lr_scheduler_type": recipe["schedule"],
         "bf16": True,
     }
@@ -197,14 +192,15 @@ def to_llamafactory(
             "use_rslora": adapter["rslora"],
             "use_dora": adapter["dora"],
         }
-    written = _write(output, rows, "train.yaml", settings, template)
-    information = output / "dataset_info.json"
+    written = _write(job, rows, "train.yaml", settings)
+    information = job.output / "dataset_info.json"
     information.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return [*written, information]
 
 
-def _schedule(recipe: Recipe, n_rows: int, seed: int) -> dict[str, Any]:
+def _schedule(job: ExportJob, n_rows: int) -> dict[str, Any]:
     """The recipe in the names of transformers' `TrainingArguments`, for one device."""
+    recipe = job.recipe
     batch = recipe["global_batch_size"]
     device = max(size for size in range(1, min(recipe["device_batch_size"], batch) + 1) if batch % size == 0)
     steps = recipe["epochs"] * math.ceil(n_rows / batch)
@@ -220,7 +216,7 @@ def _schedule(recipe: Recipe, n_rows: int, seed: int) -> dict[str, Any]:
         "gradient_checkpointing": recipe["gradient_checkpointing"],
         "save_strategy": "epoch",
         "logging_steps": 1,
-        "seed": seed,
+        "seed": job.seed,
     }
 
 
@@ -261,15 +257,13 @@ def _completions(record: Record, plain: bool) -> Iterator[dict[str, Any]]:
             yield {"prompt": turns[:number], "completion": [turn]}
 
 
-def _write(
-    output: Path, rows: Iterable[dict[str, Any]], name: str, settings: dict[str, Any], template: Template
-) -> list[Path]:
-    output.mkdir(parents=True, exist_ok=True)
-    data, configuration = output / DATA_FILE, output / name
+def _write(job: ExportJob, rows: Iterable[dict[str, Any]], name: str, settings: dict[str, Any]) -> list[Path]:
+    job.output.mkdir(parents=True, exist_ok=True)
+    data, configuration, template = (job.output / one for one in (DATA_FILE, name, TEMPLATE_FILE))
     # ASCII escapes keep U+2028 and its like, which some readers take for line ends, out of the file.
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     configuration.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    if template == "model":
+    if job.template == "model":
         return [data, configuration]
-    (output / TEMPLATE_FILE).write_text(TULU, encoding="utf-8")
-    return [data, configuration, output / TEMPLATE_FILE]
+    template.write_text(TULU, encoding="utf-8")
+    return [data, configuration, template]

@@ -9,6 +9,7 @@ from gistselect.data.records import open_pool, read_records
 from gistselect.data.tokens import encode, load_template
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation import evaluate
+from gistselect.export import ExportJob
 from gistselect.model.loading import load_model, load_tokenizer
 from gistselect.report.charts import Line, line_chart
 from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
@@ -88,13 +89,13 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
         raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
     if config.template not in ("tulu", "model"):
         raise ConfigError(f"--template {config.template} cannot be handed on; export knows tulu and model.")
-    write = registry.resolve("export", tool)
-    return write(
-        [row for row in rows if isinstance(row, Record)],
-        output,
+    job = ExportJob(
+        records=[row for row in rows if isinstance(row, Record)],
+        output=output,
         model=config.model,
         config=config.finetune,
         max_length=config.max_length,
         template=config.template,
         seed=config.seed,
     )
+    return registry.resolve("export", tool)(job)
