@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gistselect
 
 WARMUP = {"epochs": 1, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 2, "alpha": 4}}
+
+
+@pytest.fixture(autouse=True)
+def temporary_runs_go_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def row(question: str, answer: str) -> dict[str, Any]:
@@ -55,6 +61,14 @@ def test_rows_data_set_and_file_select_the_same(tiny_model: Path, tmp_path: Path
     assert first.dataset.to_list() == list(first.rows)
     again = gistselect.load_selection(first.output)
     assert (again.ids, again.rows) == (first.ids, first.rows)
+
+
+def test_rows_that_json_cannot_hold_are_kept_or_quarantined_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
+    odd = [{**POOL[0], "id": "odd", "picture": b"\xff", "half": "\ud83d"}, 3]
+    chosen = select(tiny_model, pool=[*POOL[1:], *odd], budget=len(POOL), output=tmp_path)
+    assert "odd" in chosen.ids
+    (rejected,) = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())
+    assert "not an object" in rejected["reason"]
 
 
 def test_a_live_model_scores_as_its_saved_adapter(tiny_model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistselect.data.records import FORMATS, memory_pool, normalised, open_pool, read_records
+from gistselect.data.records import FORMATS, Pool, _Rows, normalised, open_pool, read_records
 from gistselect.errors import ConfigError, DataError
 from gistselect.types import Record, Rejected
 
@@ -24,6 +25,10 @@ def chat(answer: str = "Yes.", **columns: object) -> dict[str, object]:
         "messages": [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": answer}],
         **columns,
     }
+
+
+def in_memory(rows: Iterable[object], format: str = "auto") -> Pool:
+    return Pool(parts=(_Rows("memory", rows),), format=format)
 
 
 def line(row: object) -> bytes:
@@ -153,7 +158,7 @@ SHAPES = {
 def test_every_format_is_read_by_name_and_detected(name: str) -> None:
     row, expected, plain = SHAPES[name]
     for format in (name, "auto"):
-        (record,) = memory_pool([row], format=format).rows()
+        (record,) = in_memory([row], format=format).rows()
         assert contents(record) == expected
         assert isinstance(record, Record)
         assert record.plain is plain
@@ -165,7 +170,7 @@ def test_shape_variants() -> None:
         "completion": [{"role": "assistant", "content": "a"}],
     }
     both = {**chat("from messages"), "prompt": "p", "completion": None}
-    records = list(memory_pool([conversational, {**ALPACA, "input": ""}, {**ALPACA, "input": None}, both]).rows())
+    records = list(in_memory([conversational, {**ALPACA, "input": ""}, {**ALPACA, "input": None}, both]).rows())
     assert contents(records[0]) == [("user", "q"), ("assistant", "a")]
     assert not records[0].plain  # pyright: ignore[reportAttributeAccessIssue]
     assert contents(records[1])[0] == contents(records[2])[0] == ("user", "Add.")
@@ -173,7 +178,7 @@ def test_shape_variants() -> None:
 
 
 def test_normalised_is_a_chat_row() -> None:
-    (record,) = memory_pool([{**SHAREGPT, "id": 7, "source": "talks"}]).rows()
+    (record,) = in_memory([{**SHAREGPT, "id": 7, "source": "talks"}]).rows()
     assert isinstance(record, Record)
     expected = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     expected.append({"role": "assistant", "content": "a"})
@@ -226,12 +231,12 @@ def test_a_bad_row_is_named_and_the_rows_around_it_stay(tmp_path: Path, bad: byt
 
 
 def test_a_format_named_is_the_only_one_tried() -> None:
-    (row,) = memory_pool([chat()], format="alpaca").rows()
+    (row,) = in_memory([chat()], format="alpaca").rows()
     assert "alpaca (instruction, output)" in reason(row)
 
 
 def test_an_id_used_twice_is_quarantined_with_the_first_row() -> None:
-    rows = list(memory_pool([chat(id="a"), chat(id="a-2"), chat(id="a"), chat(id=1), chat(id="1")]).rows())
+    rows = list(in_memory([chat(id="a"), chat(id="a-2"), chat(id="a"), chat(id=1), chat(id="1")]).rows())
     assert [row.id for row in rows] == ["a", "a-2", "a-3", "1", "1-2"]
     assert [isinstance(row, Rejected) for row in rows] == [False, False, True, False, True]
     assert "is that of row 0" in reason(rows[2])
@@ -240,19 +245,19 @@ def test_an_id_used_twice_is_quarantined_with_the_first_row() -> None:
 
 def test_ids_from_content_are_stable_and_told_apart(tmp_path: Path) -> None:
     rows = [chat("x"), chat("y"), chat("x", note="not content"), chat("x")]
-    x, y, x2, x3 = memory_pool(rows).rows()
+    x, y, x2, x3 = in_memory(rows).rows()
     assert (x2.id, x3.id) == (f"{x.id}-2", f"{x.id}-3")
     assert not any(isinstance(row, Rejected) for row in (x, y, x2, x3))
     pq.write_table(pa.Table.from_pylist([chat("y")]), tmp_path / "other.parquet")
     (elsewhere,) = read_records(tmp_path / "other.parquet")
     assert elsewhere.id == y.id
-    (plain,) = memory_pool([{"prompt": "Well?", "completion": "x"}]).rows()
+    (plain,) = in_memory([{"prompt": "Well?", "completion": "x"}]).rows()
     assert plain.id != x.id
 
 
 def test_hostile_names_stay_data(tmp_path: Path) -> None:
     hostile = "../../etc/passwd\x00\n[/red]<script>"
-    (row,) = memory_pool([chat(id=hostile, dataset=hostile)]).rows()
+    (row,) = in_memory([chat(id=hostile, dataset=hostile)]).rows()
     assert (row.id, row.source) == (hostile, hostile)
 
 
@@ -333,7 +338,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'alpaca'"):
         open_pool([tmp_path], format="alpacca")
     with pytest.raises(DataError, match="empty"):
-        list(memory_pool([]).rows())
+        list(in_memory([]).rows())
 
 
 # Hub data sets and Python rows.
@@ -363,15 +368,13 @@ def test_hub_data_sets_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_python_rows_and_data_sets_agree() -> None:
     rows = [chat("a"), chat("b")]
-    from_list = memory_pool(rows)
-    from_iterator = memory_pool(iter(rows))
-    from_dataset = memory_pool(datasets.Dataset.from_list(rows))
-    for pool in (from_iterator, from_dataset):
-        assert pool.digest == from_list.digest
-        assert list(pool.rows()) == list(pool.rows()) == list(from_list.rows())
-        assert pool.raw([1]) == from_list.raw([1]) == {1: line(rows[1])}
-    assert all("not an object" in reason(row) for row in memory_pool(["text", 3, {1: 2}]).rows())
-    assert memory_pool([chat(blob=b"\xff", half="\ud83d")]).raw([0])[0].isascii()
+    from_list = in_memory(rows)
+    from_dataset = in_memory(datasets.Dataset.from_list(rows))
+    assert from_dataset.digest == from_list.digest
+    assert list(from_dataset.rows()) == list(from_dataset.rows()) == list(from_list.rows())
+    assert from_dataset.raw([1]) == from_list.raw([1]) == {1: line(rows[1])}
+    assert all("not an object" in reason(row) for row in in_memory(["text", 3, {1: 2}]).rows())
+    assert in_memory([chat(blob=b"\xff", half="\ud83d")]).raw([0])[0].isascii()
 
 
 # The whole corpus.

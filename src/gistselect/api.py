@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gistselect.data.records import serialised
 from gistselect.errors import ConfigError
 from gistselect.run.config import RunConfig
 from gistselect.run.store import read_table, write_lines
@@ -99,7 +100,7 @@ def _files(rows: Any, path: Path) -> tuple[str, ...]:
     rows = list(rows)
     if not rows or isinstance(rows[0], (str, Path)):
         return tuple(str(one) for one in rows)
-    write_lines(path, (json.dumps(dict(row), ensure_ascii=False).encode() for row in rows))
+    write_lines(path, map(serialised, rows))
     return (str(path),)
 
 

@@ -217,7 +217,7 @@ def _batch_rows(batch: pa.RecordBatch) -> list[Any]:
 
 
 class _Rows:
-    """Rows that are Python objects already: a hub data set, or what the Python API was given."""
+    """Rows that are Python objects already, as those of a hub data set."""
 
     def __init__(self, name: str, rows: Iterable[Any]) -> None:
         self.name = self.source = name
@@ -230,7 +230,7 @@ class _Rows:
     def digest(self) -> str:
         digest = hashlib.sha256()
         for _, row in self.items():
-            digest.update(_serialised(row) + b"\n")
+            digest.update(serialised(row) + b"\n")
         return digest.hexdigest()
 
 
@@ -273,7 +273,7 @@ def _parsed(item: Any) -> Row:
     return item
 
 
-def _serialised(item: Any) -> bytes:
+def serialised(item: Any) -> bytes:
     """The bytes of a JSON line as they stand, of any other row one JSON object."""
     if isinstance(item, bytes):
         return item
@@ -331,7 +331,7 @@ class _Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Rows of one or more sources, read anew at every pass. Built by `open_pool` or `memory_pool`."""
+    """Rows of one or more sources, read anew at every pass. Built by `open_pool`."""
 
     parts: tuple[Part, ...]
     format: str = "auto"
@@ -366,7 +366,7 @@ class Pool:
             if len(found) == len(wanted):
                 break
             if row in wanted:
-                found[row] = _serialised(item)
+                found[row] = serialised(item)
         if missing := wanted - found.keys():
             raise DataError(f"the pool has no row {min(missing)}; did its files change since the first pass?")
         return found
@@ -407,7 +407,7 @@ def _fallback_id(item: Any, messages: tuple[Message, ...], plain: bool) -> str:
     """Depends on what the record says, so that it survives a move to another file or file format."""
     if messages:
         return _content_id(json.dumps([plain, [[m.role, m.content] for m in messages]]).encode())
-    return _content_id(_serialised(item))
+    return _content_id(serialised(item))
 
 
 # Opening.
@@ -432,11 +432,6 @@ def open_pool(sources: Sequence[str | Path], *, format: str = "auto", group_colu
             raise DataError(f"{part.name} is named twice among the sources; name it once.")
         seen.add(name)
     return Pool(parts=tuple(parts), format=format, group_column=group_column)
-
-
-def memory_pool(rows: Iterable[Any], *, format: str = "auto", name: str = "memory") -> Pool:
-    """A pool over dicts or a `datasets.Dataset`; an iterable that one pass would use up is copied first."""
-    return Pool(parts=(_Rows(name, rows if hasattr(rows, "__len__") else list(rows)),), format=format)
 
 
 def read_records(path: str | Path, *, format: str = "auto", group_column: str | None = None) -> list[Record | Rejected]:
