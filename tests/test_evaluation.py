@@ -300,42 +300,8 @@ def test_real_files_have_disjoint_items(shared_data: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    raw.train_from_iterator(["Question: what number is the answer? So the answer is 3."], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=1,
-        bos_token_id=0,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def language_model(model_folder: Path) -> LanguageModel:
-    return load_model(ModelConfig(path=str(model_folder), device="cpu"))
+def language_model(tiny_model: Path) -> LanguageModel:
+    return load_model(ModelConfig(path=str(tiny_model), device="cpu"))
 
 
 def make_examples(n: int = 12) -> list[Example]:
@@ -385,7 +351,7 @@ def test_target_loss_refuses_items_without_a_label(language_model: LanguageModel
 # Through lm-eval
 
 
-def test_all_protocols_run_offline(data_dir: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_all_protocols_run_offline(data_dir: Path, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     own = tmp_path / "mine.jsonl"
     rows = [{"prompt": f"say {i}", "completion": f"{i}", "group": "ab"[i % 2]} for i in range(4)]
@@ -393,7 +359,7 @@ def test_all_protocols_run_offline(data_dir: Path, model_folder: Path, tmp_path:
     config = EvaluationConfig(limit=2, max_new_tokens=6, batch_size=4, exact_match=True, draws=200)
     calls: list[tuple[int, int, str]] = []
     result = evaluate(
-        ModelConfig(path=str(model_folder), device="cpu"),
+        ModelConfig(path=str(tiny_model), device="cpu"),
         None,
         ["mmlu", "bbh", "tydiqa", "gsm8k", str(own)],
         data_dir,
@@ -483,8 +449,8 @@ def test_tasks_of_lm_eval_itself(
     assert theirs.n_items == 2
 
 
-def test_a_merged_adapter_gives_the_same_losses(model_folder: Path, tmp_path: Path) -> None:
-    source = ModelConfig(path=str(model_folder), device="cpu")
+def test_a_merged_adapter_gives_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
+    source = ModelConfig(path=str(tiny_model), device="cpu")
     adapted = attach_adapter(load_model(source), AdapterConfig(rank=2), seed=0)
     for name, parameter in adapted.model.named_parameters():
         if "lora_B" in name:
@@ -503,10 +469,10 @@ def test_a_merged_adapter_gives_the_same_losses(model_folder: Path, tmp_path: Pa
 
 
 def test_errors_come_before_work(
-    data_dir: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    config, model = EvaluationConfig(), ModelConfig(path=str(model_folder), device="cpu")
+    config, model = EvaluationConfig(), ModelConfig(path=str(tiny_model), device="cpu")
     with pytest.raises(DataError, match=r"mine\.jsonl"):
         evaluate(model, None, [str(tmp_path / "mine.jsonl")], data_dir, tmp_path / "out", config)
     with pytest.raises(ConfigError, match="each once"):
