@@ -342,14 +342,16 @@ def test_the_number_of_targets_does_not_matter() -> None:
 
 def test_bounded_memory_takes_several_passes_and_gives_the_same_gram_and_basis() -> None:
     adapted, _, expected = reference("llama")
-    engine = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5))
-    assert len(engine._groups(7)) > 3
+    told: list[int] = []
+    engine = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5), told.append)
+    assert engine.gram_passes(7) > 3
     np.testing.assert_allclose(
         engine.gram(examples()), expected @ expected.T, atol=1e-5 * np.square(expected).sum(1).max()
     )
+    assert sum(told) == engine.gram_passes(7) * trimmed_lengths(examples()).sum()
     weights = np.random.default_rng(0).standard_normal((7, 2))
     exact = list(engine.basis_parts(examples(), weights))
-    assert len(exact) > 1
+    assert len(exact) == engine.basis_passes(2) > 1
     assert relative_error(Basis.join(exact).dense().numpy().T, (expected.T @ weights).T) < 1e-5
     narrow = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5, basis_dtype="bfloat16"))
     basis = narrow.basis(examples(), weights)

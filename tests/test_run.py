@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from gistselect.run import ingest as ingest_stage
 from gistselect.run.config import RunConfig
 from gistselect.run.context import Run
 from gistselect.run.pipeline import execute
-from gistselect.run.progress import SilentReporter
+from gistselect.run.progress import Reporter, SilentReporter, Step
 
 CONTRACT = {
     "selected.jsonl",
@@ -84,11 +86,29 @@ def config(tiny_model: Path, pool_file: Path, target_file: Path, tmp_path: Path)
     }
 
 
-def run(values: dict[str, Any], **changes: Any) -> Run:
+def run(values: dict[str, Any], reporter: Reporter | None = None, **changes: Any) -> Run:
     """Execute a run with these options and give it back."""
-    done = Run(RunConfig.from_values({**values, **changes}), SilentReporter())
+    done = Run(RunConfig.from_values({**values, **changes}), reporter or SilentReporter())
     execute(done)
     return done
+
+
+class RecordingReporter(SilentReporter):
+    """Keeps what was done of each step, by its name, and the last step itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps_done: dict[str, list[int]] = {}
+        self.last: dict[str, Step] = {}
+
+    @contextmanager
+    def step(self, name: str, total: int | None, unit: str) -> Iterator[Step]:
+        done = self.steps_done.setdefault(name, [])
+        with super().step(name, total, unit) as step:
+            advance = step.advance
+            step.advance = lambda amount: (advance(amount), done.append(step.done))[0]
+            self.last[name] = step
+            yield step
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -221,6 +241,31 @@ def test_interrupted_pool_pass_continues_to_identical_files(
     monkeypatch.setattr(features_stage, "write_table", lambda path, table: (calls.append(path), original(path, table)))
     assert contents(run(config).output) == contents(whole)
     assert len(calls) == 5 - stop_at
+
+
+def test_gradient_passes_report_every_batch_and_count_what_was_found_done_apart(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 12)
+    reporter = RecordingReporter()
+    first = run(config, reporter, engine={"batch_tokens": 64})
+    pool = reporter.last["pool gradients"]
+    assert pool.done == pool.total
+    assert pool.found_done == 0
+    assert len(reporter.steps_done["pool gradients"]) > 5
+    for name in ("query gradients", "basis"):
+        assert len(reporter.steps_done[name]) > 1
+        assert reporter.last[name].done == reporter.last[name].total
+
+    shards = sorted(first.output.glob("artifacts/features-*/*.parquet"))
+    shards[-1].unlink()
+    next(first.output.glob("artifacts/features-*/complete.json")).unlink()
+    again = RecordingReporter()
+    run(config, again, engine={"batch_tokens": 64})
+    pool = again.last["pool gradients"]
+    assert pool.done == pool.total
+    assert 0.5 * pool.total < pool.found_done < pool.total
+    assert "query gradients" not in again.last
 
 
 def test_number_of_shards_does_not_matter(

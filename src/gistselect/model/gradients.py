@@ -71,13 +71,20 @@ class GradientEngine:
     The model is put in evaluation mode and frozen; `close` (or leaving a `with` block) restores its flags.
     """
 
-    def __init__(self, language_model: LanguageModel, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        config: EngineConfig | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> None:
         """Choose loss, layout and capture by comparing with the model's own loss on a tiny probe.
 
+        `on_tokens` is told how many tokens each batch has read, once more if a pass has to start again.
         Raises `ModelError` if the model has no adapter, or nothing reproduces its own loss.
         """
         self.language_model, self.model = language_model, language_model.model
         self.config = config or EngineConfig()
+        self._on_tokens = on_tokens
         self.device = language_model.device
         self.dtype = torch.promote_types(language_model.dtype, torch.float32)
         narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
@@ -114,6 +121,10 @@ class GradientEngine:
         sink, _, _ = self._pass(examples, lambda: DenseSink(n, self.parameters, self.dtype, self.device))
         return sink.values.cpu().numpy()
 
+    def gram_passes(self, n: int) -> int:
+        """Times that `gram` goes through n examples."""
+        return len(self._groups(n))
+
     def gram(self, examples: Sequence[Example]) -> NDArray[np.float64]:
         """Inner products (n, n) of the gradients; one pass per group of parameters that fits in memory."""
         self._check(examples)
@@ -124,16 +135,19 @@ class GradientEngine:
             total += self._pass(examples, make)[0].gram()
         return total.numpy()
 
+    def basis_passes(self, rank: int) -> int:
+        """Times that `basis_parts` goes through its examples for a basis of this rank."""
+        return len(self._basis_groups(rank))
+
     def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
         """V = Gᵀ W (p, r) for weights W (n, r), as much of it at a time as `gradient_memory_gb` allows.
 
-        Each part streams the examples once. Two parts fit in that memory: one may still be in use while the next is
-        summed.
+        Each part streams the examples once.
         """
         if len(weights) != len(examples):
             raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
         tensor = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
-        for group in self._groups(2 * weights.shape[1]):
+        for group in self._basis_groups(weights.shape[1]):
             sink, _, _ = self._pass(examples, partial(BasisSink, tensor, group, self.parameters, self.dtype))
             yield Basis(
                 names=tuple(self.parameters[block].name for block in group),
@@ -178,6 +192,10 @@ class GradientEngine:
 
     def _groups(self, rows: int) -> list[list[int]]:
         return parameter_groups(self.parameters, self.config.gradient_memory_gb * 1e9 / (rows * self.dtype.itemsize))
+
+    def _basis_groups(self, rank: int) -> list[list[int]]:
+        """Two parts fit in memory: one may still be in use while the next is summed."""
+        return self._groups(2 * rank)
 
     # --- choosing how -------------------------------------------------------------------------------------
 
@@ -326,6 +344,8 @@ class GradientEngine:
         with self._running():
             for batch in self._batches(examples, lengths):
                 self._backward(batch, sink, losses)
+                if self._on_tokens is not None:
+                    self._on_tokens(int(batch.lengths.sum()))
             sink.finish()
             if self._layout == "packed":
                 self._repeat_broken(examples, lengths, sink, losses)

@@ -37,10 +37,18 @@ class SketchedEngine:
         """Sketches (n, d) of the gradients."""
         return self.exact.sketch(examples, self.config)
 
+    def gram_passes(self, n: int) -> int:
+        """Times that `gram` goes through n examples."""
+        return 1
+
     def gram(self, examples: Sequence[Example]) -> NDArray[np.float64]:
         """Inner products (n, n) of the sketches: unbiased estimates of those of the gradients."""
         sketches = self.sketches(examples).features.astype(np.float64)
         return sketches @ sketches.T
+
+    def basis_passes(self, rank: int) -> int:
+        """Times that `basis_parts` goes through its examples."""
+        return 1
 
     def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
         """`S' W` (d, r) for sketches S (n, d) and weights W (n, r), in one part."""

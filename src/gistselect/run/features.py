@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.model.adapters import load_adapter
+from gistselect.model.batches import trimmed_lengths
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine, GradientFeatures
 from gistselect.model.sketch import SketchedEngine, project
@@ -23,6 +25,7 @@ from gistselect.representations import gist
 from gistselect.run.checkpoints import Checkpoint
 from gistselect.run.context import Run
 from gistselect.run.ingest import TokenizedPool
+from gistselect.run.progress import Step
 from gistselect.run.store import Artifact, read_table, replacing, write_table
 from gistselect.run.targets import Target
 from gistselect.types import Example
@@ -71,22 +74,36 @@ class _LazyEngine:
     def __init__(self, run: Run, checkpoint: Checkpoint) -> None:
         self._run, self.checkpoint = run, checkpoint
         self._engine: Engine | None = None
+        self._step: Step | None = None
+
+    @contextmanager
+    def step(self, name: str, total: int) -> Iterator[Step]:
+        """Report on work of `total` tokens, which advances with every batch of the engine."""
+        with self._run.reporter.step(name, total=total, unit="tokens") as self._step:
+            yield self._step
+        self._step = None
+
+    def _advance(self, tokens: int) -> None:
+        if self._step is not None:
+            self._step.advance(tokens)
 
     def __call__(self) -> Engine:
         if self._engine is None:
-            self._engine = checkpoint_engine(self._run, self.checkpoint)
+            self._engine = checkpoint_engine(self._run, self.checkpoint, self._advance)
             if sketch := sketch_config(self._run):
                 self._engine = SketchedEngine(self._engine, sketch)
             self._run.say(f"Gradients at {self.checkpoint.name}: {self._engine.mode}.")
         return self._engine
 
 
-def checkpoint_engine(run: Run, checkpoint: Checkpoint) -> GradientEngine:
-    """Exact gradients at a checkpoint."""
+def checkpoint_engine(
+    run: Run, checkpoint: Checkpoint, on_tokens: Callable[[int], None] | None = None
+) -> GradientEngine:
+    """Exact gradients at a checkpoint; `on_tokens` as of `GradientEngine`."""
     model = run.live or run.load_model()
     if checkpoint.adapter is not None:
         model = load_adapter(model, checkpoint.adapter)
-    return GradientEngine(model, run.config.engine)
+    return GradientEngine(model, run.config.engine, on_tokens)
 
 
 def sketch_config(run: Run) -> SketchConfig | None:
@@ -130,9 +147,15 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
     if not fit.is_complete:
         n_groups = len(set(target.groups))
         run.say(f"Target {target.task}: {len(target.examples):,} queries in {n_groups} group{'s' * (n_groups != 1)}.")
-        fitted = gist.fit(engine(), target.examples, target.groups, rank=run.config.rank, rtol=run.config.rtol)
-        with run.store.folder(fit, "basis") as folder:
-            for index, part in enumerate(engine().basis_parts(target.examples, fitted.subspace.basis_weights)):
+        queries = target.examples
+        n_tokens = int(trimmed_lengths(queries).sum())
+        with engine.step("query gradients", n_tokens * engine().gram_passes(len(queries))):
+            fitted = gist.fit(engine(), queries, target.groups, rank=run.config.rank, rtol=run.config.rtol)
+        with (
+            engine.step("basis", n_tokens * engine().basis_passes(fitted.subspace.rank)),
+            run.store.folder(fit, "basis") as folder,
+        ):
+            for index, part in enumerate(engine().basis_parts(queries, fitted.subspace.basis_weights)):
                 part.save(folder / f"part-{index:05d}.safetensors")
         _save_fit(fit, fitted)
         subspace = fitted.subspace
@@ -163,16 +186,20 @@ def _pool_pass(run: Run, pool: TokenizedPool, pending: list[TaskFeatures], engin
     bases = [one.basis() for one in pending]
     edges = np.cumsum([0, *(basis.rank for basis in bases)])
     in_stacked_basis = _shard_features(run, pool, engine, Basis.concatenate(bases))
-    with run.reporter.step("pool gradients", total=pool.facts["n_tokens"], unit="tokens") as step:
+    with engine.step("pool gradients", pool.facts["n_tokens"]) as step:
         for index in range(pool.n_shards):
             examples = pool.examples(index)
-            if not all(one.features.shard(index).is_file() for one in pending):
-                result = in_stacked_basis(index, examples)
-                for place, one in enumerate(pending):
-                    own = result.features[:, edges[place] : edges[place + 1]]
-                    table = features_table(examples, dataclasses.replace(result, features=own))
-                    write_table(one.features.shard(index), table)
-            step.advance(sum(example.n_tokens for example in examples))
+            n_tokens = sum(example.n_tokens for example in examples)
+            if all(one.features.shard(index).is_file() for one in pending):
+                step.find_done(n_tokens)
+                continue
+            end = step.done + n_tokens
+            result = in_stacked_basis(index, examples)
+            for place, one in enumerate(pending):
+                own = result.features[:, edges[place] : edges[place + 1]]
+                table = features_table(examples, dataclasses.replace(result, features=own))
+                write_table(one.features.shard(index), table)
+            step.reach(end)
     for one in pending:
         one.features.complete(rows=pool.facts["n_examples"])
 

@@ -12,6 +12,8 @@ from rich.text import Text
 
 LINE_INTERVAL = 5.0
 """Seconds between progress lines where there is no terminal."""
+WORTH_A_LINE = 1.0
+"""Seconds after which the end of a step is told."""
 
 
 def duration(seconds: float) -> str:
@@ -30,15 +32,22 @@ class Step:
     def __init__(self, name: str, total: int | None, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
+        self.found_done = 0
+        """Part of `done` that an earlier run did."""
         self.started = time.monotonic()
 
     @property
     def rate(self) -> float:
-        """Units a second since the step began."""
-        return self.done / max(time.monotonic() - self.started, 1e-9)
+        """Units a second since the step began, without what was found done."""
+        return (self.done - self.found_done) / max(time.monotonic() - self.started, 1e-9)
 
     def advance(self, amount: int) -> None:
         self.done += amount
+
+    def find_done(self, amount: int) -> None:
+        """Count work of an earlier run, which says nothing of the time this one takes."""
+        self.found_done += amount
+        self.advance(amount)
 
     def reach(self, done: int, *_: object) -> None:
         """As `advance`, from the amount done so far; further arguments of a progress callback are ignored."""
@@ -54,7 +63,7 @@ class _LineStep(Step):
     def advance(self, amount: int) -> None:
         super().advance(amount)
         now = time.monotonic()
-        if now < self._next_line or self.done == self.total:
+        if now < self._next_line or self.done == self.total or self.done == self.found_done:
             return
         self._next_line = now + LINE_INTERVAL
         line = f"  {self.name}: {self.done:,} {self.unit}, {self.rate:,.1f}/s"
@@ -105,9 +114,9 @@ class Reporter:
         else:
             step = _LineStep(name, total, unit, self.console)
             yield step
-        if step.done:
-            elapsed = duration(time.monotonic() - step.started)
-            self.say(f"  {name}: {step.done:,} {unit} in {elapsed} ({step.rate:,.1f} {unit}/s)")
+        elapsed = time.monotonic() - step.started
+        if (worked := step.done - step.found_done) and elapsed >= WORTH_A_LINE:
+            self.say(f"  {name}: {worked:,} {unit} in {duration(elapsed)} ({worked / elapsed:,.1f} {unit}/s)")
 
     @contextmanager
     def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
