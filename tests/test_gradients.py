@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from functools import cache
@@ -27,12 +28,14 @@ from transformers import (
 )
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
-from gistselect.model import attention, capture
+from gistselect.model import attention, capture, products
 from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
 from gistselect.model.batches import build_batch, trimmed_lengths
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
+from gistselect.model.loss import OutputHead
+from gistselect.model.sinks import BasisSink, GramSink, ProjectionSink, SketchSink
 from gistselect.types import Example
 
 VOCABULARY = 96
@@ -182,7 +185,7 @@ def varlen_reference_that_asks(*args, enable_gqa: bool = False, **kwargs) -> tor
 def test_what_the_variable_length_kernel_is_asked_for(monkeypatch: pytest.MonkeyPatch, family: str, attend) -> None:
     """Our half of the CUDA path: the kernel itself is replaced by its definition."""
     adapted, _, expected = reference(family)
-    monkeypatch.setattr(attention, "_flash_runs", lambda query: True)
+    monkeypatch.setattr(attention, "_flash_runs", lambda query: query.is_meta)
     monkeypatch.setattr(attention.varlen, "varlen_attn", attend)
     engine = GradientEngine(adapted, EngineConfig(packing="packed"))
     assert "by segments" in engine.mode
@@ -318,6 +321,33 @@ def test_central_differences_in_float64() -> None:
         losses.append(float64_losses(adapted, rows))
     along = gradients @ torch.cat([direction.flatten() for direction in directions]).numpy()
     np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), along, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA on the meta device, which holds no values: whatever asks for one, or mixes devices, raises."""
+    monkeypatch.setattr(attention, "_flash_runs", lambda query: query.is_meta)
+    monkeypatch.setattr(products, "MIXED_DEVICES", {"meta"})
+    monkeypatch.setattr(GradientEngine, "_repeat_broken", lambda *_: None)  # looks once, when all is done
+    adapted = language_model(FAMILIES[family])
+    adapted.model.to(torch.bfloat16)
+    narrow = dataclasses.replace(adapted, dtype=torch.bfloat16)
+    engine = GradientEngine(narrow, EngineConfig(packing="packed", batch_tokens=40))
+    device = torch.device("meta")
+    adapted.model.to(device)
+    engine.device, engine._head = device, OutputHead.of(narrow.causal)
+    rows, blocks, every = examples(), engine.parameters, range(len(engine.parameters))
+    columns = tuple(torch.empty(block.size, 5, dtype=torch.bfloat16, device=device) for block in blocks)
+    basis = Basis(names=tuple(block.name for block in blocks), blocks=columns)
+    made = [
+        GramSink(len(rows), every, blocks, torch.float32, device),
+        BasisSink(torch.empty(len(rows), 3, device=device), every, blocks, torch.float32),
+        *(ProjectionSink(len(rows), basis, held, torch.float32, device) for held in (1, 3, 64)),
+        SketchSink(len(rows), SketchConfig(dimension=3, seed=0), blocks, torch.float32, device),
+    ]
+    for sink in made:
+        _, losses = engine._attempt(rows, trimmed_lengths(rows), sink)
+        assert losses.device == device
 
 
 @pytest.mark.parametrize("packing", ["padded", "packed", "single"])
