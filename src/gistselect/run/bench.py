@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.errors import DataError, ModelError
 from gistselect.run.progress import duration
-from gistselect.types import Example, Record
+from gistselect.types import Example, Record, Rejected
 
 if TYPE_CHECKING:
     from gistselect.model.gradients import Basis, GradientEngine
@@ -323,13 +323,16 @@ def _pool_sizes(config: BenchConfig, rng: np.random.Generator) -> NDArray[np.int
 
     demo = Path(str(files("gistselect.demo")))
     tokenizer = load_tokenizer(ModelConfig(path=str(demo / "model")))
-    pool = open_pool([config.lengths or demo / "data" / "train"])
-    records = [record for record in pool.rows() if isinstance(record, Record)]
+    source = config.lengths or demo / "data" / "train"
+    records = [record for record in open_pool([source]).rows() if isinstance(record, Record)]
+    if not records:
+        raise DataError(f"no row of {source} can be used.")
     chosen = [records[row] for row in rng.integers(0, len(records), 2 * config.rows)]
     encoded = encode(chosen, load_template("tulu", tokenizer), tokenizer, config.max_length)
     sizes = [(row.n_tokens, row.n_supervised) for row in encoded if isinstance(row, Example)]
     if len(sizes) < config.rows:
-        raise DataError(f"fewer than half of the rows of {config.lengths} can be used; 'gistselect plan' says why.")
+        reason = next(row.reason for row in encoded if isinstance(row, Rejected))
+        raise DataError(f"fewer than half of the rows of {source} can be used; the first that cannot: {reason}")
     return np.array(sizes[: config.rows])
 
 
