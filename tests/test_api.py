@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_rows_data_set_and_file_select_the_same(tiny_model: Path, tmp_path: Path
 
 
 def test_rows_that_json_cannot_hold_are_kept_or_quarantined_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
-    odd = [{**POOL[0], "id": "odd", "picture": b"\xff", "half": "\ud83d"}, 3]
+    odd = [MappingProxyType({**POOL[0], "id": "odd", "picture": b"\xff", "half": "\ud83d"}), 3]
     chosen = select(tiny_model, pool=[*POOL[1:], *odd], budget=len(POOL), output=tmp_path)
     assert "odd" in chosen.ids
     (rejected,) = map(json.loads, (tmp_path / "quarantine.jsonl").read_text().splitlines())

@@ -100,7 +100,7 @@ def _files(rows: Any, path: Path) -> tuple[str, ...]:
     rows = list(rows)
     if not rows or isinstance(rows[0], (str, Path)):
         return tuple(str(one) for one in rows)
-    write_lines(path, map(serialised, rows))
+    write_lines(path, (serialised(dict(row) if isinstance(row, Mapping) else row) for row in rows))
     return (str(path),)
 
 
