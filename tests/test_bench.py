@@ -46,9 +46,7 @@ def test_the_published_loop_and_the_engine_compute_the_same_features(
     np.testing.assert_allclose(engine.features(examples, one).features, looped, rtol=1e-4, atol=1e-5 * looped.max())
 
 
-def test_floors_read_every_token_and_leave_the_model_frozen(
-    config: BenchConfig, engine: GradientEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_floors_read_every_token_and_leave_the_model_frozen(config: BenchConfig, engine: GradientEngine) -> None:
     examples = module.random_examples(config)
     seen: list[int] = []
     embed = engine.model.get_input_embeddings()

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -185,11 +186,13 @@ def varlen_reference_that_asks(*args, enable_gqa: bool = False, **kwargs) -> tor
 def test_what_the_variable_length_kernel_is_asked_for(monkeypatch: pytest.MonkeyPatch, family: str, attend) -> None:
     """Our half of the CUDA path: the kernel itself is replaced by its definition."""
     adapted, _, expected = reference(family)
-    monkeypatch.setattr(attention, "_flash_runs", lambda query: query.is_meta)
-    monkeypatch.setattr(attention.varlen, "varlen_attn", attend)
+    kernel = create_autospec(attend, side_effect=attend)
+    monkeypatch.setattr(attention, "_flash_runs", lambda query: True)
+    monkeypatch.setattr(attention.varlen, "varlen_attn", kernel)
     engine = GradientEngine(adapted, EngineConfig(packing="packed"))
     assert "by segments" in engine.mode
     assert relative_error(engine.gradients(examples()), expected) < 1e-5
+    assert kernel.called
 
 
 def test_outer_products_by_one_batched_product() -> None:
