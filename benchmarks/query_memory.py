@@ -16,7 +16,7 @@ import cyclopts
 import numpy as np
 
 from gistselect.linalg.subspace import factor_gram
-from gistselect.model.gradients import EngineConfig, GradientEngine
+from gistselect.model.gradients import Basis, EngineConfig, GradientEngine
 from gistselect.run.bench import BenchConfig, Shape, peak_bytes, random_examples, random_model
 
 app = cyclopts.App(help=__doc__)
@@ -50,13 +50,9 @@ def main(
             peak = peak_bytes(lambda: found.append(gradients.gram(examples)), language_model)
             print(f"Gram matrix: {peak / 1e9:.2f} GB beyond the model, {time.perf_counter() - start:.0f} s")
             subspace = factor_gram(found[0], rank=subspace_rank, rtol=1e-6)
-
-            def stream() -> None:
-                for index, part in enumerate(gradients.basis_parts(examples, subspace.basis_weights)):
-                    part.save(Path(folder) / f"part-{index:05d}.safetensors")
-
+            parts = gradients.basis_parts(examples, subspace.basis_weights)
             start = time.perf_counter()
-            peak = peak_bytes(stream, language_model)
+            peak = peak_bytes(lambda: Basis.save_parts(parts, Path(folder)), language_model)
             print(f"basis: {peak / 1e9:.2f} GB beyond the model, {time.perf_counter() - start:.0f} s")
             size = sum(part.stat().st_size for part in Path(folder).glob("*.safetensors"))
             print(f"rank {subspace.rank}, {size / 1e9:.1f} GB on disk")

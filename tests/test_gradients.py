@@ -530,16 +530,21 @@ def test_what_has_no_gradient_is_refused_by_name() -> None:
         GradientEngine(bare)
 
 
-def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path: Path) -> None:
     adapted, *_ = reference("llama")
-    engine = GradientEngine(adapted)
-    basis = engine.basis(examples(), np.random.default_rng(0).standard_normal((7, 3)))
-    basis.save(tmp_path / "basis.safetensors")
-    loaded = Basis.load(tmp_path / "basis.safetensors")
+    engine = GradientEngine(adapted, EngineConfig(gradient_memory_gb=1e-5))
+    weights = np.random.default_rng(0).standard_normal((7, 3))
+    basis = engine.basis(examples(), weights)
+    Basis.save_parts(engine.basis_parts(examples(), weights), tmp_path)
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) > 2
+    loaded = Basis.load_parts(tmp_path)
     assert loaded.names == basis.names
     assert torch.equal(loaded.dense(), basis.dense())
     with pytest.raises(ArtifactMismatchError, match="another adapter"):
         GradientEngine(reference("gpt-neox")[0]).features(examples(), loaded)
-    (tmp_path / "torn").write_bytes((tmp_path / "basis.safetensors").read_bytes()[:100])
-    with pytest.raises(ArtifactMismatchError, match="torn"):
-        Basis.load(tmp_path / "torn")
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    with pytest.raises(ArtifactMismatchError, match=parts[1].name):
+        Basis.load_parts(tmp_path)
+    with pytest.raises(ArtifactMismatchError, match="no basis"):
+        Basis.load_parts(tmp_path / "nowhere")

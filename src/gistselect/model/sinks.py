@@ -58,27 +58,36 @@ class Basis:
             blocks=tuple(block for part in parts for block in part.blocks),
         )
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
+    @staticmethod
+    def save_parts(parts: Iterable[Basis], folder: Path) -> None:
+        """Write each part to a safetensors file of an empty folder as it comes."""
         from safetensors.torch import save_file
 
-        tensors = {name: block.contiguous() for name, block in zip(self.names, self.blocks, strict=True)}
-        save_file(tensors, path, metadata={"order": "\n".join(self.names)})
+        for index, part in enumerate(parts):
+            tensors = {name: block.contiguous() for name, block in zip(part.names, part.blocks, strict=True)}
+            save_file(tensors, folder / f"part-{index:05d}.safetensors", metadata={"order": "\n".join(part.names)})
 
     @classmethod
-    def load(cls, path: Path) -> Basis:
-        """A basis, or part of one, that stays on the disk until it is read.
+    def load_parts(cls, folder: Path) -> Basis:
+        """What `save_parts` wrote, which stays on the disk until it is read.
 
-        Raises `ArtifactMismatchError` if the file is not one.
+        Raises `ArtifactMismatchError` if a part is damaged or there is none.
         """
-        from safetensors import SafetensorError, safe_open
+        paths = sorted(folder.glob("part-*.safetensors"))
+        if not paths:
+            raise ArtifactMismatchError(f"{folder} holds no basis; fit it again.")
+        return cls.join(map(_load_part, paths))
 
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                names = tuple((file.metadata() or {}).get("order", "").split("\n"))
-                return cls(names=names, blocks=tuple(file.get_tensor(name) for name in names))
-        except (SafetensorError, OSError) as error:
-            raise ArtifactMismatchError(f"{path} is not a stored basis ({error}); fit it again.") from error
+
+def _load_part(path: Path) -> Basis:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = tuple((file.metadata() or {}).get("order", "").split("\n"))
+            return Basis(names=names, blocks=tuple(file.get_tensor(name) for name in names))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
 
 
 class DenseSink(Sink):

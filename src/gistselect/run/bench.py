@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gistselect.model.gradients import Basis, GradientEngine
     from gistselect.model.loading import LanguageModel
 
-LENGTHS, TOKENS, WEIGHTS, BASIS = range(4)
+LENGTHS, TOKENS = range(2)
 """Names of the random streams."""
 
 _QWEN = {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}

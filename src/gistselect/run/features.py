@@ -56,7 +56,7 @@ class TaskFeatures:
 
     def basis(self) -> Basis:
         """(p, r) orthonormal columns `V`, one tensor for each parameter block."""
-        return Basis.join(Basis.load(part) for part in sorted((self.fit / "basis").iterdir()))
+        return Basis.load_parts(self.fit / "basis")
 
     def pool_features(self, pool: TokenizedPool) -> pa.Table:
         """Every pool example's features and measurements, in pool order; raises on a missing or foreign shard."""
@@ -155,8 +155,7 @@ def _fit(run: Run, checkpoint: Checkpoint, target: Target, engine: _LazyEngine, 
             engine.step("basis", n_tokens * engine().basis_passes(fitted.subspace.rank)),
             run.store.folder(fit, "basis") as folder,
         ):
-            for index, part in enumerate(engine().basis_parts(queries, fitted.subspace.basis_weights)):
-                part.save(folder / f"part-{index:05d}.safetensors")
+            Basis.save_parts(engine().basis_parts(queries, fitted.subspace.basis_weights), folder)
         _save_fit(fit, fitted)
         subspace = fitted.subspace
         kept = subspace.explained_variance[subspace.rank - 1]

@@ -116,7 +116,7 @@ class Reporter:
             yield step
         elapsed = time.monotonic() - step.started
         if (worked := step.done - step.found_done) and elapsed >= WORTH_A_LINE:
-            self.say(f"  {name}: {worked:,} {unit} in {duration(elapsed)} ({worked / elapsed:,.1f} {unit}/s)")
+            self.say(f"  {name}: {worked:,} {unit} in {duration(elapsed)} ({step.rate:,.1f} {unit}/s)")
 
     @contextmanager
     def steps(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
