@@ -1,0 +1,49 @@
+"""Random streams by name: one list, so that no two uses of a seed ever share their numbers.
+
+A stream's number is part of the method: changing it changes which rows are drawn. New streams go at the end.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+
+import numpy as np
+
+
+@unique
+class Stream(IntEnum):
+    """What is drawn; the number stands beside the seed."""
+
+    WARMUP_SAMPLE = 1
+    """Pool rows of the warm-up."""
+    NULL_LEVEL = 2
+    """Random directions of the null level."""
+    BASELINE_RANDOM = 3
+    """Random rows to compare a selection with; followed by the training's seed."""
+    BASELINE_LENGTH = 4
+    """Random rows of the same lengths; followed by the training's seed."""
+    AGREEMENT_SAMPLE = 5
+    """Pool rows on which a sketch is compared with exact gradients."""
+    GROUP_SAMPLE = 6
+    """Items of a group; followed by a number of the group's name."""
+    SKETCH = 7
+    """Projections of a sketch; followed by block and side."""
+    BOOTSTRAP = 8
+    """Resampling of items and seeds in an interval."""
+    EPOCH_ORDER = 9
+    """Order of the training rows; followed by the epoch."""
+    PROJECTION = 10
+    """Projection of LESS; followed by numbers of the parameter block."""
+    CURVATURE_SAMPLE = 11
+    """Pool rows on which curvature is estimated."""
+    RANDOM_SCORES = 12
+    """Scores of the representation `random`."""
+    CASCADE_SAMPLE = 13
+    """Rows outside a prefilter that are scored all the same, to measure what it lost."""
+    GUMBEL = 14
+    """Noise on importance weights (DSIR)."""
+
+
+def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:
+    """The generator of a stream; `more` tells draws of one stream apart (an epoch, a block), and must not be negative."""
+    return np.random.default_rng([seed, stream, *more])
