@@ -45,5 +45,5 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:
-    """The generator of a stream; `more` tells draws of one stream apart (an epoch, a block), and must not be negative."""
+    """The generator of a stream; `more` (none negative) tells draws of one stream apart: an epoch, a block."""
     return np.random.default_rng([seed, stream, *more])

@@ -1,0 +1,161 @@
+"""Files written whole or not at all: a temporary name of one's own, synced, then renamed into place.
+
+Two processes that write the same file give one of the two, never a mixture; a killed one leaves a hidden `.part`
+behind, which `remove_leftovers` clears away.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gistselect.errors import ArtifactMismatchError, GistSelectError
+
+LEFTOVER = ".part"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+"""What the user can mend: no room, no permission."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place only if the block succeeds.
+
+    The file gets the permissions that the user's umask gives to any new file. Raises `GistSelectError` if the disk
+    is full or the folder cannot be written to.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place, with all it holds, only if the block succeeds."""
+    with _explained(path):
+        temporary = _temporary(path)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for inside in sorted(temporary.rglob("*")):
+                if inside.is_dir():
+                    _sync_folder(inside)
+                else:
+                    _sync(inside)
+            _sync_folder(temporary)
+            _swap(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One strict JSON document. Raises `ValueError` for NaN and infinity, which JSON does not have."""
+    with replacing(path) as part:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); remove it and run again.") from None
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """One line for each element, in order."""
+    with replacing(path) as part, part.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """One strict JSON value a line."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False, allow_nan=False).encode() for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSONL file. Lines end at a line feed alone: text may hold U+2028 and its like.
+
+    Raises `ArtifactMismatchError` if the file is missing or a line is damaged.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); remove it and run again.") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left below a folder. Only for a process that alone writes there."""
+    for path in sorted(folder.rglob(f".*{LEFTOVER}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{LEFTOVER}")
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Put a folder in the place of another; a folder cannot be renamed over one that is not empty."""
+    if path.exists():
+        old = _temporary(path)
+        path.replace(old)
+        temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename in this folder survive a power cut; Windows has no such call."""
+    if os.name != "nt":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Failures of the file system as a sentence with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise GistSelectError(
+            f"cannot write {path}: {error.strerror or error}. Make room or make the folder writable, then give the "
+            "same command again: it continues where this one stopped."
+        ) from error
