@@ -30,12 +30,10 @@ def _hidden(folder: Path) -> list[str]:
 
 def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a.json") as part:
-        part.write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), replacing_folder(tmp_path / "folder") as part:
-        (part / "one").write_text("half")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.json") as part:
+        part.write_text(f"half, then {1 / 0}")
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "folder") as part:
+        (part / "one").write_text(f"half, then {1 / 0}")
     assert read_json(tmp_path / "a.json") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json"]
 
@@ -84,7 +82,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_json_lines_hold_any_text(tmp_path: Path) -> None:
-    rows = [{"text": "a\u2028b\u2029c\x85d\x0be"}, {"text": "\ud83d\ude00\r\n"}]
+    rows = [{"text": "a\u2028b\u2029c\x85d\x0be"}, {"text": "\U0001f600\r\n"}, {"text": "half a pair: \ud83d"}]
     write_json_lines(tmp_path / "a.jsonl", rows)
     assert read_json_lines(tmp_path / "a.jsonl") == rows
 

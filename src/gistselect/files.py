@@ -87,7 +87,15 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """One strict JSON value a line."""
-    write_lines(path, (json.dumps(row, ensure_ascii=False, allow_nan=False).encode() for row in rows))
+    write_lines(path, map(json_line, rows))
+
+
+def json_line(value: Any) -> bytes:
+    """A value as one line of strict JSON; readable text, but for half a surrogate pair, which UTF-8 cannot hold."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False).encode()
 
 
 def read_json_lines(path: Path) -> list[Any]:
