@@ -7,11 +7,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from gistselect.errors import MissingDependencyError, ModelError
+from gistselect.model.config import ModelConfig
 
 if TYPE_CHECKING:
     import torch
@@ -19,25 +18,6 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 READ_BYTES = 1 << 24
-
-
-class ModelConfig(BaseModel):
-    """Which language model, and how it is held in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str
-    """A model folder, or the id of a model on the Hugging Face hub."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and activations; `auto` is bfloat16 on CUDA and float32 on CPU."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes the first CUDA device if there is one."""
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Hold the base weights in 8 or 4 bits (needs the `quant` extra)."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for models whose code you have read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gistselect.errors import ConfigError
 from gistselect.evaluation import EvaluationConfig
 from gistselect.model.engine_config import EngineConfig
-from gistselect.model.loading import ModelConfig
+from gistselect.model.config import ModelConfig, ModelSettings
 from gistselect.training import TrainingConfig
 
 Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "evaluate"]
@@ -22,32 +22,16 @@ Many = Parameter(consume_multiple=True, negative="")
 """A list on the command line: `--pool a b c`."""
 
 
-class ModelOptions(BaseModel):
+class ModelOptions(ModelSettings):
     """Which language model, and how it is held in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     model: str
     """Folder or hub id of the causal language model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the model: by default bfloat16 on a GPU, float32 on a CPU."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, …; by default a GPU if there is one."""
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Load the base model in 8 or 4 bits (needs bitsandbytes)."""
-    trust_remote_code: Annotated[bool, Parameter(negative="")] = False
-    """Run Python code that comes with a hub model."""
 
     @property
     def source(self) -> ModelConfig:
         """The model as the model layer loads it."""
-        return ModelConfig(
-            path=self.model,
-            dtype=self.dtype,
-            device=self.device,
-            quantization=self.quantization,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return ModelConfig(path=self.model, **{name: getattr(self, name) for name in ModelSettings.model_fields})
 
 
 class TextOptions(BaseModel):

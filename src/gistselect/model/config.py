@@ -1,0 +1,31 @@
+"""Which language model, and how it is held in memory; apart from the loading, so that reading it loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ModelSettings(BaseModel):
+    """How a language model is found and held in memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes the first GPU if there is one."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the base weights in 8 or 4 bits (needs bitsandbytes: the extra `quant`)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Only for models whose code you have read."""
+
+
+class ModelConfig(ModelSettings):
+    """A language model."""
+
+    path: str
+    """A model folder, or the id of a model on the Hugging Face hub."""
