@@ -24,7 +24,7 @@ from gistselect.evaluation_tasks.protocols import MMLU_CATEGORIES, PHRASES, read
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 from gistselect.model.adapters import AdapterConfig, attach_adapter
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
-from gistselect.training import merge_adapter
+from gistselect.training.train import merge_adapter
 from gistselect.types import Example
 
 # Scoring

@@ -14,7 +14,7 @@ from gistselect.data.tokens import Tulu
 from gistselect.errors import DataError
 from gistselect.export import TULU, ExportJob, to_axolotl, to_llamafactory, to_trl
 from gistselect.registry import names, resolve
-from gistselect.training import TrainingConfig
+from gistselect.training.recipe import TrainingConfig
 from gistselect.types import Message, Record
 
 HOSTILE = "yes: {x}\n- \"\u2028\u0085\x00 '!!python/object:os.system'\n---\n# {{ 7 * 7 }} </s> 🙂"

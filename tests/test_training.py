@@ -17,14 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
 from gistselect.model.adapters import AdapterConfig
 from gistselect.model.loading import LanguageModel
-from gistselect.training import (
-    MOMENTS,
-    TrainingConfig,
-    epoch_order,
-    save_moments,
-    steps_per_epoch,
-    train,
-)
+from gistselect.training.checkpoints import MOMENTS, load_moments, save_moments
+from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
+from gistselect.training.train import train
 from gistselect.types import Example
 
 VOCABULARY = 64
@@ -319,3 +314,14 @@ def test_defaults_are_the_published_recipe() -> None:
     }
     values = json.loads(TrainingConfig().model_dump_json())
     assert {name: values[name] for name in published} == published
+
+
+def test_moments_come_back_by_name(trained) -> None:
+    result, _ = trained
+    loaded = load_moments(result.checkpoints[1].moments)
+    assert loaded.step == result.checkpoints[1].step
+    assert loaded.exp_avg.keys() == loaded.exp_avg_sq.keys()
+    stored = load_file(result.checkpoints[1].moments)
+    assert all(torch.equal(stored[f"exp_avg/{name}"], value) for name, value in loaded.exp_avg.items())
+    with pytest.raises(ArtifactMismatchError, match="no optimizer moments"):
+        load_moments(result.checkpoints[1].path / "adapter_model.safetensors")

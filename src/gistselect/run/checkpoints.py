@@ -14,7 +14,8 @@ from gistselect.linalg.similarity import checkpoint_weights
 from gistselect.model.adapters import adapter_digest
 from gistselect.run.context import Run
 from gistselect.run.ingest import TokenizedPool
-from gistselect.training import steps_per_epoch, train
+from gistselect.training.recipe import steps_per_epoch
+from gistselect.training.train import train
 
 VERSION = 1
 WARMUP_SAMPLE = 1

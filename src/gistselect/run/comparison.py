@@ -19,7 +19,8 @@ from gistselect.run.ingest import TokenizedPool
 from gistselect.run.store import Artifact, digest, read_table, write_json, write_table
 from gistselect.run.targets import Target, heldout_items
 from gistselect.selection.baselines import length_matched_rows, random_rows
-from gistselect.training import steps_per_epoch, train
+from gistselect.training.recipe import steps_per_epoch
+from gistselect.training.train import train
 
 TRAIN_VERSION = 1
 LOSSES_VERSION = 1

@@ -13,7 +13,7 @@ from gistselect.errors import ConfigError
 from gistselect.evaluation import EvaluationConfig
 from gistselect.model.engine_config import EngineConfig
 from gistselect.model.config import ModelConfig, ModelSettings
-from gistselect.training import TrainingConfig
+from gistselect.training.recipe import TrainingConfig
 
 Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("ingest", "warmup", "features", "score", "select", "train", "evaluate")

@@ -15,7 +15,9 @@ from gistselect.report.charts import Line, line_chart
 from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
 from gistselect.run.progress import Reporter
 from gistselect.run.store import replacing, write_quarantine
-from gistselect.training import TrainingResult, merge_adapter, steps_per_epoch, train
+from gistselect.training.checkpoints import TrainingResult
+from gistselect.training.recipe import steps_per_epoch
+from gistselect.training.train import merge_adapter, train
 from gistselect.types import Example, Record, Rejected
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
-from gistselect.model.adapters import AdapterConfig
+from gistselect.errors import ConfigError, DataError, ModelError
+from gistselect.training.checkpoints import (
+    MOMENTS,
+    TrainingResult,
+    finish,
+    last_checkpoint,
+    resume_state,
+    save_moments,
+    step_of,
+)
+from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
 from gistselect.types import Example
 
 if TYPE_CHECKING:
@@ -23,78 +29,8 @@ if TYPE_CHECKING:
 
     from gistselect.model.loading import LanguageModel, ModelConfig
 
-MOMENTS = "moments.safetensors"
-"""Optimizer moments beside each checkpoint: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, names as in
-`model.named_parameters()`, shapes as the parameters; the number of steps is in the file's metadata."""
-CURVE = "curve.json"
-RECEIPT = "training.json"
-"""Written first with the training's digest, and last with its result."""
-PICKLES = (".pt", ".pth", ".bin")
-"""What Trainer keeps for a resume; removed when the training is done."""
-
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each optimizer step: steps done, steps in all, and loss, learning_rate and epoch."""
-
-
-class TrainingConfig(BaseModel):
-    """The published recipe (LESS, section 5): LoRA, AdamW, linear decay, a stated global batch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    epochs: int = Field(default=4, ge=1)
-    """Passes over the rows; the learning-rate schedule spans all of them even if the run stops earlier."""
-    learning_rate: float = Field(default=2e-5, gt=0)
-    """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """Shape of the learning rate after its warm-up."""
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Share of all steps over which the learning rate rises from 0."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 leaves them as they are."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
-    """Implementation of AdamW."""
-    global_batch_size: int = Field(default=32, ge=1)
-    """Rows in one optimizer step, whatever the number of devices; accumulation follows from it."""
-    device_batch_size: int = Field(default=8, ge=1)
-    """Most rows in one forward pass on one device; changes memory and speed, not the result."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    full: bool = False
-    """Train all weights instead of an adapter."""
-    adapter: AdapterConfig = AdapterConfig()
-    """The adapter to train, unless `full`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The weights at the end of an epoch."""
-
-    path: Path
-    """PEFT adapter folder, or a model folder after full fine-tuning."""
-    epoch: int
-    step: int
-    mean_learning_rate: float
-    """Over the steps of the epoch; LESS weights its checkpoints by it."""
-
-    @property
-    def moments(self) -> Path:
-        return self.path / MOMENTS
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a training left on disk."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    curve: tuple[tuple[int, float, float], ...]
-    """(step, loss, learning rate) of each optimizer step; the loss is the mean over its supervised tokens."""
-
-    @property
-    def adapter(self) -> Path:
-        """Folder of the last checkpoint."""
-        return self.checkpoints[-1].path
 
 
 def train(
@@ -119,17 +55,17 @@ def train(
     last_epoch = stop_after_epoch or config.epochs
     per_epoch = steps_per_epoch(len(examples), config.global_batch_size)
     digest = _training_digest(examples, config, seed, last_epoch)
-    if finished := _resume_state(output, digest):
+    if finished := resume_state(output, digest):
         return finished
-    resume_from = _last_checkpoint(output)
-    if resume_from is None or _step_of(resume_from) < last_epoch * per_epoch:
+    resume_from = last_checkpoint(output)
+    if resume_from is None or step_of(resume_from) < last_epoch * per_epoch:
         trainer = _trainer(_language_model(model, config), examples, config, output, seed, last_epoch, progress)
         try:
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         finally:
             if not config.full:
                 _detach(trainer.model)
-    return _finish(output, digest, per_epoch)
+    return finish(output, digest, per_epoch)
 
 
 def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> None:
@@ -151,26 +87,6 @@ def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> Non
     language_model.tokenizer.save_pretrained(output)
 
 
-def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
-    """Optimizer steps in one pass; the last may have fewer rows."""
-    return math.ceil(n_examples / global_batch_size)
-
-
-def epoch_order(lengths: Sequence[int], *, global_batch_size: int, seed: int, epoch: int) -> list[int]:
-    """Row positions (n,) of an epoch: a seeded shuffle, then by length within each global batch.
-
-    The rows of one global batch share one optimizer step, so their order costs nothing and saves padding.
-    """
-    import numpy as np
-
-    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    order: list[int] = []
-    for start in range(0, len(shuffled), global_batch_size):
-        batch = shuffled[start : start + global_batch_size].tolist()
-        order += sorted(batch, key=lambda row: (-lengths[row], row))
-    return order
-
-
 def _check(examples: Sequence[Example], config: TrainingConfig, stop_after_epoch: int | None) -> None:
     if not examples:
         raise DataError("there is no row to train on.")
@@ -186,47 +102,6 @@ def _training_digest(examples: Sequence[Example], config: TrainingConfig, seed: 
         content.update(repr((example.id, example.n_tokens)).encode())
         content.update(example.input_ids.tobytes() + example.supervised.tobytes())
     return content.hexdigest()
-
-
-def _resume_state(output: Path, digest: str) -> TrainingResult | None:
-    """The finished training of this digest if `output` holds it; otherwise `output` is made ready."""
-    receipt = output / RECEIPT
-    if receipt.exists():
-        stored = json.loads(receipt.read_text(encoding="utf-8"))
-        if stored["digest"] != digest:
-            raise ArtifactMismatchError(
-                f"{output} holds another training (rows, options or seed); choose another folder or remove it."
-            )
-        return _stored_result(output, stored) if "checkpoints" in stored else None
-    output.mkdir(parents=True, exist_ok=True)
-    _write_json(receipt, {"digest": digest})
-    return None
-
-
-def _stored_result(output: Path, stored: dict[str, Any]) -> TrainingResult:
-    for path in output.glob("checkpoint-*/*"):
-        if path.suffix in PICKLES:
-            path.unlink()
-    curve = json.loads((output / CURVE).read_text(encoding="utf-8"))
-    return TrainingResult(
-        checkpoints=tuple(Checkpoint(**{**one, "path": output / one["path"]}) for one in stored["checkpoints"]),
-        curve=tuple((step, loss, rate) for step, loss, rate in curve),
-    )
-
-
-def _last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint; one that was cut off while it was written is removed."""
-    whole = []
-    for folder in output.glob("checkpoint-*"):
-        if (folder / MOMENTS).exists():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return max(whole, key=_step_of, default=None)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
 
 
 def _language_model(model: ModelConfig | LanguageModel, config: TrainingConfig) -> LanguageModel:
@@ -413,51 +288,7 @@ def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> T
     return EpochCheckpoints()
 
 
-def save_moments(path: Path, model: torch.nn.Module, state: dict[Any, dict[str, Any]], step: int) -> None:
-    """Write AdamW's moments by the name of their parameter.
-
-    The optimizer keys its state by the parameters themselves, so no order of parameter groups enters.
-    Raises `ModelError` if a trained parameter has no moments.
-    """
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if "exp_avg" not in state.get(parameter, {}):
-            raise ModelError(f"the optimizer holds no moments of {name!r} at step {step}.")
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}/{name}"] = state[parameter][moment].detach().cpu().contiguous()
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step)})
-    partial.replace(path)
-
-
-def _finish(output: Path, digest: str, per_epoch: int) -> TrainingResult:
-    """Collect what the training left, write the receipt, and remove what only a resume needs."""
-    folders = sorted(output.glob("checkpoint-*"), key=_step_of)
-    history = json.loads((folders[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    curve = [(log["step"], log["loss"], log["learning_rate"]) for log in history if "loss" in log]
-    checkpoints = []
-    for folder in folders:
-        step = _step_of(folder)
-        rates = [rate for at, _, rate in curve if step - per_epoch < at <= step]
-        facts = {"epoch": step // per_epoch, "step": step, "mean_learning_rate": sum(rates) / len(rates)}
-        checkpoints.append({"path": folder.name, **facts})
-    _write_json(output / CURVE, curve)
-    receipt = {"digest": digest, "checkpoints": checkpoints}
-    _write_json(output / RECEIPT, receipt)
-    return _stored_result(output, receipt)
-
-
 def _detach(model: Any) -> None:
     """Give the base model back as it was before the adapter."""
     model.unload()
     model.base_model.model.requires_grad_(True)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)

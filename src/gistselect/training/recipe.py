@@ -1,0 +1,61 @@
+"""What a training is: its options, its steps and the order of its rows. Reading it loads no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from gistselect.model.adapters import AdapterConfig
+
+
+class TrainingConfig(BaseModel):
+    """The published recipe (LESS, section 5): LoRA, AdamW, linear decay, a stated global batch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the rows; the learning-rate schedule spans all of them even if the run stops earlier."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Shape of the learning rate after its warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    """Implementation of AdamW."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Rows in one optimizer step, whatever the number of devices; accumulation follows from it."""
+    device_batch_size: int = Field(default=8, ge=1)
+    """Most rows in one forward pass on one device; changes memory and speed, not the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    full: bool = False
+    """Train all weights instead of an adapter."""
+    adapter: AdapterConfig = AdapterConfig()
+    """The adapter to train, unless `full`."""
+
+
+def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
+    """Optimizer steps in one pass; the last may have fewer rows."""
+    return math.ceil(n_examples / global_batch_size)
+
+
+def epoch_order(lengths: Sequence[int], *, global_batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Row positions (n,) of an epoch: a seeded shuffle, then by length within each global batch.
+
+    The rows of one global batch share one optimizer step, so their order costs nothing and saves padding.
+    """
+    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    order: list[int] = []
+    for start in range(0, len(shuffled), global_batch_size):
+        batch = shuffled[start : start + global_batch_size].tolist()
+        order += sorted(batch, key=lambda row: (-lengths[row], row))
+    return order
