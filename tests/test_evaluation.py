@@ -8,6 +8,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gistselect.errors import ConfigError, DataError, MissingDependencyError, ModelError
-from gistselect.evaluation import Arm, EvaluationConfig, compare, evaluate, target_losses, verdict
-from gistselect.evaluation_tasks import harness, protocols, scoring
-from gistselect.evaluation_tasks.protocols import MMLU_CATEGORIES, PHRASES, read_items
+from gistselect.evaluation import harness, scoring
+from gistselect.evaluation.catalog import task_facts
+from gistselect.evaluation.config import EvaluationConfig
+from gistselect.evaluation.session import evaluate
+from gistselect.evaluation.target_loss import target_losses
+from gistselect.evaluation.verdict import Arm, compare, verdict
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 from gistselect.model.adapters import AdapterConfig, attach_adapter
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
+from gistselect.tasks import PROTOCOLS
+from gistselect.tasks.files import Item
+from gistselect.tasks.mmlu import CATEGORIES
+from gistselect.tasks.tydiqa import PHRASES
 from gistselect.training.train import merge_adapter
 from gistselect.types import Example
 
@@ -195,6 +203,10 @@ def identity(text: str) -> str:
     return text
 
 
+def read_items(name: str, data_dir: Path | None, cut: Callable[[str], str]) -> list[Item]:
+    return PROTOCOLS[name](data_dir).items(cut)
+
+
 def test_mmlu_prompt(data_dir: Path) -> None:
     items = read_items("mmlu", data_dir, identity)
     assert [item.group for item in items] == ["anatomy"] * 4 + ["world_religions"] * 4
@@ -204,7 +216,7 @@ def test_mmlu_prompt(data_dir: Path) -> None:
         "q100?\nA. None\nB. NA\nC. 3\nD. x,y\nAnswer: A\n\nq150?\nA. None\nB. NA\nC. 3\nD. x,y\nAnswer:"
     )
     assert (items[4].prefix, items[4].reference, len(items[4].shots)) == ("The answer is:", " A", 5)
-    assert sum(len(names) for names in MMLU_CATEGORIES.values()) == 57
+    assert sum(len(names) for names in CATEGORIES.values()) == 57
 
 
 def test_bbh_prompt(data_dir: Path) -> None:
@@ -237,14 +249,14 @@ def test_gsm8k_prompt(data_dir: Path) -> None:
 
 def test_a_missing_file_is_named(data_dir: Path, tmp_path: Path) -> None:
     (data_dir / "eval" / "tydiqa" / "tydiqa-goldp-v1.1-dev.json").unlink()
-    with pytest.raises(DataError, match=r"tydiqa-goldp-v1.1-dev.json is missing.*xqa_proxy"):
+    with pytest.raises(DataError, match=r"missing .*tydiqa-goldp-v1\.1-dev\.json.*xqa_proxy"):
         read_items("tydiqa", data_dir, identity)
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match=r"missing .*xqa-proxy\.json"):
         read_items("xqa_proxy", data_dir, identity)
     (data_dir / "eval" / "mmlu" / "dev" / "anatomy_dev.csv").unlink()
     with pytest.raises(DataError, match=r"anatomy_dev\.csv"):
         read_items("mmlu", data_dir, identity)
-    with pytest.raises(DataError, match="neither"):
+    with pytest.raises(DataError, match=r"missing .*nowhere"):
         read_items("gsm8k", tmp_path / "nowhere", identity)
 
 
@@ -293,7 +305,7 @@ def test_real_files_have_disjoint_items(shared_data: Path) -> None:
     proxy = Counter(item.group for item in read_items("xqa_proxy", shared_data / "small", identity))
     assert proxy == dict.fromkeys(("arabic", "english", "indonesian", "russian", "swahili"), 20)
     groups = {item.group for item in read_items("mmlu", shared_data / "small", identity)}
-    assert groups == {name for names in MMLU_CATEGORIES.values() for name in names}
+    assert groups == {name for names in CATEGORIES.values() for name in names}
 
 
 # A model
@@ -439,7 +451,7 @@ def test_tasks_of_lm_eval_itself(
     (ours,) = evaluate(language_model, None, ["gsm8k"], data_dir, tmp_path, config).tasks
 
     def load_other_tasks(names: list[str], seed: int) -> dict[str, object]:
-        return {names[0]: harness.load_own_tasks(["gsm8k"], tmp_path / "prompts")["gsm8k"]}
+        return {names[0]: harness.load_own_task("gsm8k", tmp_path / "prompts" / "gsm8k.jsonl")}
 
     monkeypatch.setattr(harness, "load_other_tasks", load_other_tasks)
     name = harness.PREFIX + "gsm8k"
@@ -491,10 +503,10 @@ def test_errors_come_before_work(
 
 def test_every_protocol_has_a_task_file() -> None:
     pytest.importorskip("lm_eval")
-    for name in protocols.READERS:
-        facts = harness.task_facts(name)
-        assert facts["version"] == 1
-        assert facts["average"] in ("items", "groups")
+    for name in PROTOCOLS:
+        facts = task_facts(name)
+        assert facts.version == "1"
+        assert facts.average in ("items", "groups")
 
 
 # Intervals and verdicts
@@ -542,12 +554,12 @@ def test_planted_effects_are_found_with_the_right_direction() -> None:
         return Arm(name=name, runs=runs, trained=trained)
 
     arms = [arm("before", 0.9, 1, False), arm("random", 0.5, 3), arm("gist", 0.0, 3), arm("full", -0.5, 2)]
-    table = compare("gsm8k", "loss", arms, higher_is_better=False)
+    table = compare("gsm8k", "loss", arms, higher_is_better=False, rng=rng)
     assert [row.arm for row in table.rows] == ["before", "random", "gist", "full"]
     assert table.verdicts[0].startswith("gist: better than before on gsm8k (loss -0.9")
     assert table.verdicts[1].startswith("gist: better than random on gsm8k (loss -0.")
     assert table.verdicts[2].startswith("gist: worse than full on gsm8k (loss +0.")
-    flipped = compare("gsm8k", "f1", arms[1:3], higher_is_better=True)
+    flipped = compare("gsm8k", "f1", arms[1:3], higher_is_better=True, rng=rng)
     assert flipped.verdicts[0].startswith("gist: worse than random")
     for row in table.rows:
         assert row.interval.low < row.interval.mean < row.interval.high
@@ -583,4 +595,4 @@ def test_more_seeds_narrow_the_interval() -> None:
 def test_arms_on_different_items_are_refused() -> None:
     arms = [Arm(name="gist", runs=np.zeros((1, 3))), Arm(name="random", runs=np.zeros((1, 4)))]
     with pytest.raises(DataError, match="different items"):
-        compare("bbh", "loss", arms, higher_is_better=False)
+        compare("bbh", "loss", arms, higher_is_better=False, rng=np.random.default_rng(0))

@@ -124,15 +124,15 @@ def test_tydiqa_format_and_what_is_left_out_of_its_evaluation(data_dir: Path) ->
     other = {**item, "id": "english-2", "question": "What?"}
     file = data_dir / "eval/tydiqa/tydiqa-goldp-v1.1-dev.json"
     write_json(file, goldp(item, other))
-    (kept,) = task.evaluation()
+    (kept,) = load_task("tydiqa", data_dir).evaluation()
     assert (kept.id, kept.group) == ("tydiqa/english/test/0", "english")
     assert rendered(kept)[0].endswith("Question: What?\n<|assistant|>\nAnswer:")
     write_json(file, goldp(item))
     with pytest.raises(DataError, match="no item besides the queries"):
-        task.evaluation()
+        load_task("tydiqa", data_dir).evaluation()
     write_json(file, goldp({**other, "id": "klingon-3"}))
     with pytest.raises(DataError, match="'klingon'; known: english"):
-        task.evaluation()
+        load_task("tydiqa", data_dir).evaluation()
 
 
 def test_gsm8k_format(data_dir: Path) -> None:
@@ -142,7 +142,7 @@ def test_gsm8k_format(data_dir: Path) -> None:
     assert (query.id, query.group, item.id) == ("gsm8k/0", "", "gsm8k/test/0")
     (data_dir / "eval/gsm8k/target.jsonl").write_text('{"question": "x", "answer": "y"}\n\n{"question": "x"}')
     with pytest.raises(DataError, match="line 3: expected an object"):
-        task.queries()
+        load_task("gsm8k", data_dir).queries()
 
 
 def test_damaged_files_are_named(data_dir: Path) -> None:
@@ -159,7 +159,7 @@ def test_damaged_files_are_named(data_dir: Path) -> None:
     with pytest.raises(DataError, match="holds a list"):
         load_task("bbh", data_dir).queries()
     write_json(data_dir / "eval/tydiqa/tydiqa-one-shot.json", {"finnish": [{"context": "no question"}]})
-    with pytest.raises(DataError, match="tydiqa/finnish/0: expected 'context', 'question'"):
+    with pytest.raises(DataError, match=r"tydiqa-one-shot.json, finnish: expected 'id', 'context'"):
         load_task("tydiqa", data_dir).queries()
     (data_dir / "eval/mmlu/dev/world_history_dev.csv").write_text("question,a,b,c,d,E\n")
     with pytest.raises(DataError, match=r"world_history_dev.csv, row 1: expected question"):

@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 
 DRAWS = 2000
 """Draws of a bootstrap: the 2.5 % quantile is then known to about 0.3 % of probability."""
+LEVEL = 0.95
+"""Coverage of an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def bootstrap_mean(
     *,
     groups: NDArray[np.intp] | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
+    level: float = LEVEL,
     rng: np.random.Generator,
 ) -> Interval:
     """Percentile interval of the mean of values (n,), or of the mean of group means given `groups` (n,).
@@ -70,7 +72,7 @@ def mean_of_runs(
     *,
     groups: NDArray[np.intp] | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
+    level: float = LEVEL,
     rng: np.random.Generator,
 ) -> Interval:
     """Interval of the mean of runs (n_run, n_item): one run for each seed, the same items in each.
@@ -91,7 +93,7 @@ def difference_of_runs(
     *,
     groups: NDArray[np.intp] | None = None,
     draws: int = DRAWS,
-    level: float = 0.95,
+    level: float = LEVEL,
     rng: np.random.Generator,
 ) -> Interval:
     """Interval of mean(first) - mean(second), runs (n_run, n_item) on the same items in the same order.

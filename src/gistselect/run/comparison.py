@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -10,15 +9,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gistselect import evaluation
 from gistselect.errors import ConfigError
-from gistselect.evaluation import Comparison
+from gistselect.evaluation.catalog import task_facts, tasks_digest
+from gistselect.evaluation.results import ItemValues, read_values
+from gistselect.evaluation.session import evaluate as evaluate_model
+from gistselect.evaluation.target_loss import target_losses
+from gistselect.evaluation.verdict import Comparison, compare_values
 from gistselect.model.adapters import load_adapter
 from gistselect.run.context import Run
 from gistselect.run.ingest import TokenizedPool
 from gistselect.run.store import Artifact, digest, read_table, write_json, write_table
 from gistselect.run.targets import Target, heldout_items
 from gistselect.selection.baselines import length_matched_rows, random_rows
+from gistselect.streams import Stream, generator
 from gistselect.training.recipe import steps_per_epoch
 from gistselect.training.train import train
 
@@ -58,19 +61,6 @@ class Trained:
     @property
     def key(self) -> str | None:
         return self.artifact.key if self.artifact else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One metric of one task for one model, item by item."""
-
-    task: str
-    metric: str
-    higher_is_better: bool
-    values: NDArray[np.float64]
-    """(n_item,)"""
-    groups: tuple[str, ...] | None
-    """Group of each item if the task's mean is one of group means."""
 
 
 def compare(run: Run, pool: TokenizedPool, selection: pa.Table, *, evaluate: bool) -> None:
@@ -146,32 +136,21 @@ def _comparisons(run: Run, heldout: dict[str, Target], models: Sequence[Trained]
         [*(_target_loss(run, target, model) for target in heldout.values()), *_protocols(run, model)]
         for model in models
     ]
-    found = []
-    for metric in zip(*by_model, strict=True):
-        first = metric[0]
-        arms = [
-            evaluation.Arm(
-                name=arm,
-                runs=np.stack([one.values for one, model in zip(metric, models, strict=True) if model.arm == arm]),
-                trained=arm != BEFORE,
-            )
-            for arm in dict.fromkeys(model.arm for model in models)
-        ]
-        found.append(
-            evaluation.compare(
-                first.task,
-                first.metric,
-                arms,
-                higher_is_better=first.higher_is_better,
-                candidate=GIST,
-                groups=first.groups,
-                seed=run.config.seed,
-            )
+    arms = dict.fromkeys(model.arm for model in models)
+    return [
+        compare_values(
+            [(arm, [one for one, model in zip(metric, models, strict=True) if model.arm == arm]) for arm in arms],
+            rng=generator(run.config.seed, Stream.BOOTSTRAP),
+            candidate=GIST,
+            untrained=BEFORE,
+            draws=run.config.evaluation.draws,
+            level=run.config.evaluation.level,
         )
-    return found
+        for metric in zip(*by_model, strict=True)
+    ]
 
 
-def _target_loss(run: Run, target: Target, model: Trained) -> Measured:
+def _target_loss(run: Run, target: Target, model: Trained) -> ItemValues:
     artifact = run.store.artifact("losses", LOSSES_VERSION, **run.model_inputs, training=model.key, items=target.digest)
     if not artifact.is_complete:
         language_model = run.load_model()
@@ -179,66 +158,51 @@ def _target_loss(run: Run, target: Target, model: Trained) -> Measured:
             language_model = load_adapter(language_model, model.artifact / model.artifact.facts["adapter"])
         name = f"{target.task} loss, {model.name}"
         with run.reporter.step(name, total=len(target.examples), unit="items") as step:
-            losses = evaluation.target_losses(language_model, target.examples, target.groups, step.reach)
+            losses = target_losses(language_model, target.examples, target.groups, step.reach)
         columns = {"id": [one.id for one in losses], "loss": [one.loss for one in losses], "group": target.groups}
         write_table(artifact / "losses.parquet", pa.table(columns))
         artifact.complete(items=len(losses))
-    return Measured(
+    stored = read_table(artifact / "losses.parquet")
+    return ItemValues(
         task=target.task,
         metric="loss",
         higher_is_better=False,
-        values=read_table(artifact / "losses.parquet")["loss"].to_numpy(),
-        groups=target.groups,
+        ids=tuple(stored["id"].to_pylist()),
+        values=stored["loss"].to_numpy(),
+        groups=target.groups if task_facts(target.task).average == "groups" else None,
     )
 
 
-def _protocols(run: Run, model: Trained) -> list[Measured]:
+def _protocols(run: Run, model: Trained) -> list[ItemValues]:
     """The first metric of each evaluation protocol of the configuration."""
     config = run.config
     if not config.evaluate_tasks:
         return []
+    options = config.evaluation.resolved(template=config.template, seed=config.seed)
     artifact = run.store.artifact(
         "evaluation",
         EVALUATION_VERSION,
         **run.model_inputs,
         training=model.key,
         tasks=list(config.evaluate_tasks),
-        data_dir=str(config.data_dir),
-        evaluation=config.evaluation.model_dump(mode="json"),
+        content=tasks_digest(config.evaluate_tasks, config.data_dir),
+        evaluation=options.model_dump(mode="json"),
     )
     if not artifact.is_complete:
         adapter = model.artifact / model.artifact.facts["adapter"] if model.artifact else None
         run.say(f"Evaluating {model.name}.")
         with run.reporter.steps("items") as progress:
-            result = evaluation.evaluate(
+            evaluate_model(
                 config.source,
                 adapter,
                 config.evaluate_tasks,
                 config.data_dir,
                 artifact / "results",
-                config.evaluation,
+                options,
                 progress,
             )
-        metrics = [(one.name, next(iter(one.metrics))) for one in result.tasks]
-        better = [one.higher_is_better[metric] for one, (_, metric) in zip(result.tasks, metrics, strict=True)]
-        artifact.complete(metrics=metrics, higher_is_better=better)
-    facts = artifact.facts
-    return [
-        _read_items(artifact, task, metric, higher)
-        for (task, metric), higher in zip(facts["metrics"], facts["higher_is_better"], strict=True)
-    ]
-
-
-def _read_items(artifact: Artifact, task: str, metric: str, higher_is_better: bool) -> Measured:
-    lines = (artifact / "results" / "items" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
-    items = [json.loads(line) for line in lines]
-    return Measured(
-        task=task,
-        metric=metric,
-        higher_is_better=higher_is_better,
-        values=np.asarray([item[metric] for item in items], dtype=np.float64),
-        groups=tuple(item["group"] for item in items) if evaluation.averages_groups(task) else None,
-    )
+        artifact.complete()
+    return [values[0] for values in read_values(artifact / "results").values() if values]
 
 
 def table(comparison: Comparison) -> str:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from gistselect.errors import ConfigError
-from gistselect.evaluation import EvaluationConfig
-from gistselect.model.engine_config import EngineConfig
+from gistselect.evaluation.config import EvaluationConfig
 from gistselect.model.config import ModelConfig, ModelSettings
+from gistselect.model.engine_config import EngineConfig
 from gistselect.training.recipe import TrainingConfig
 
 Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "evaluate"]

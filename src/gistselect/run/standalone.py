@@ -8,7 +8,7 @@ from gistselect import registry
 from gistselect.data.records import open_pool, read_records
 from gistselect.data.tokens import encode, load_template
 from gistselect.errors import ConfigError, DataError
-from gistselect.evaluation import evaluate
+from gistselect.evaluation.session import evaluate
 from gistselect.export import ExportJob
 from gistselect.model.loading import load_model, load_tokenizer
 from gistselect.report.charts import Line, line_chart
@@ -75,7 +75,7 @@ def _draw_curve(result: TrainingResult, path: Path) -> None:
 
 
 def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
-    """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.evaluate`."""
+    """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.session.evaluate`."""
     with reporter.steps("items") as progress:
         result = evaluate(
             config.source, config.adapter, config.tasks, config.data_dir, config.output, config.evaluation, progress

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import numpy as np
-
-from gistselect.data.records import READERS
 from gistselect.errors import ConfigError
 from gistselect.registry import names, resolve
-from gistselect.tasks.custom import Custom
-from gistselect.types import Task
+from gistselect.streams import Stream, generator
+from gistselect.tasks.bbh import BBH
+from gistselect.tasks.custom import Custom, is_file_name
+from gistselect.tasks.files import Cut, Item
+from gistselect.tasks.gsm8k import GSM8K
+from gistselect.tasks.mmlu import MMLU
+from gistselect.tasks.tydiqa import TyDiQA, XQAProxy
+from gistselect.types import Record, Task
+
+
+class EvaluationProtocol(Protocol):
+    """A published evaluation: what it asks, and the files that it reads."""
+
+    name: str
+
+    def items(self, cut: Cut) -> list[Item]:
+        """All items, passages shortened by `cut`. Raises `DataError` naming the missing or damaged file."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Every file that `items` reads; empty for the hub."""
+        ...
+
+
+PROTOCOLS: dict[str, Callable[[Path | None], EvaluationProtocol]] = {
+    "mmlu": MMLU,
+    "bbh": BBH,
+    "tydiqa": TyDiQA,
+    "xqa_proxy": XQAProxy,
+    "gsm8k": GSM8K,
+}
+"""By name; each takes the data folder, or None for the hub."""
 
 
 def load_task(
@@ -28,14 +55,20 @@ def load_task(
     `group_column` and `heldout` belong to targets of one's own. Raises `ConfigError` for a name that is
     neither, and for a registered task without `data_dir`.
     """
-    is_file_name = name_or_path.endswith(tuple(READERS)) or name_or_path.startswith("hf:")
-    if is_file_name or (name_or_path not in names("task") and Path(name_or_path).exists()):
-        stem = Path(name_or_path.removeprefix("hf:")).name.split(".")[0]
-        return Custom(name_or_path, group_column, stem, heldout)
+    if is_file_name(name_or_path) or (name_or_path not in names("task") and Path(name_or_path).exists()):
+        return Custom(name_or_path, group_column, heldout)
     task = resolve("task", name_or_path)
     if data_dir is None:
         raise ConfigError(f"the target {name_or_path!r} needs --data-dir, the folder that holds its eval/ files.")
     return task(data_dir)
+
+
+def heldout_records(task: Task) -> list[Record]:
+    """The items that a target is evaluated on. Raises `ConfigError` if it has none."""
+    records = list(task.evaluation())
+    if not records:
+        raise ConfigError(f"target {task.name!r} has no held-out items to evaluate on; give them with --heldout FILE.")
+    return records
 
 
 class Grouped(Protocol):
@@ -62,6 +95,6 @@ def sample_groups(items: Sequence[InGroup], most: int | None, seed: int) -> list
         members[item.group].append(position)
     kept: list[int] = []
     for group, positions in members.items():
-        rng = np.random.default_rng([seed, zlib.crc32(group.encode())])
+        rng = generator(seed, Stream.GROUP_SAMPLE, zlib.crc32(group.encode()))
         kept += rng.permutation(positions)[:most].tolist()
     return [items[position] for position in sorted(kept)]

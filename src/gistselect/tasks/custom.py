@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
-from gistselect.data.records import read_records
+from gistselect.data.records import READERS, read_records
 from gistselect.errors import DataError
 from gistselect.types import Record, Rejected
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a target's name can only be that of a file or of a hub data set."""
+    return name.endswith(tuple(READERS)) or name.startswith("hf:")
 
 
 class Custom:
@@ -14,22 +20,22 @@ class Custom:
 
     version = 1
 
-    def __init__(self, path: str | Path, group_column: str | None, name: str, heldout: Path | None) -> None:
+    def __init__(self, path: str | Path, group_column: str | None, heldout: Path | None) -> None:
         self.path = path
         self.group_column = group_column
         """None takes the column `group` where a row has it."""
-        self.name = name
+        self.name = Path(str(path).removeprefix("hf:")).name.split(".")[0]
         self.heldout = heldout
 
     def queries(self) -> list[Record]:
         """All rows. Raises `DataError` if one of them cannot be used: a target is small and must be whole."""
-        return _whole(self.path, self.group_column)
+        return list(self._queries)
 
     def evaluation(self) -> list[Record]:
         """All rows of `heldout`, if there is one. Raises `DataError` if a target row is among them."""
         if self.heldout is None:
             return []
-        asked = {record.messages: record.id for record in self.queries()}
+        asked = {record.messages: record.id for record in self._queries}
         records = _whole(self.heldout, self.group_column)
         shared = [record for record in records if record.messages in asked]
         if shared:
@@ -39,13 +45,17 @@ class Custom:
             )
         return records
 
+    @cached_property
+    def _queries(self) -> list[Record]:
+        return _whole(self.path, self.group_column)
+
 
 def _whole(path: str | Path, group_column: str | None) -> list[Record]:
     rows = read_records(path, group_column=group_column)
     rejected = [row for row in rows if isinstance(row, Rejected)]
     if rejected:
         raise DataError(
-            f"{len(rejected)} of {len(rows)} target rows cannot be used; correct or remove them. "
-            f"The first: {rejected[0].reason}"
+            f"{len(rejected)} of {len(rows)} target rows in {path} cannot be used; correct or remove them. "
+            f"The first is row {rejected[0].row}: {rejected[0].reason}"
         )
     return [row for row in rows if isinstance(row, Record)]

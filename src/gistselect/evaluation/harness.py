@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.errors import ConfigError, MissingDependencyError
+from gistselect.evaluation.catalog import OWN_TARGETS, TASK_FILES
+from gistselect.files import read_json_lines
+from gistselect.tasks import PROTOCOLS
 
 if TYPE_CHECKING:
+    from datasets import DatasetDict
+
     from gistselect.model.loading import LanguageModel
 
-TASK_FILES = Path(__file__).parent
 PREFIX = "gistselect_"
 """Our task names in lm-eval, so that its own `mmlu` is never meant by mistake."""
 
@@ -30,22 +35,35 @@ def require_lm_eval() -> None:
         raise MissingDependencyError("evaluation needs lm-eval; pip install 'gistselect[eval]'.")
 
 
-def load_own_tasks(names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Our lm-eval tasks by short name, over the prompts written in `folder`."""
+def load_own_task(name: str, prompts: Path) -> Any:
+    """The lm-eval task of one of our protocols, or of a target of one's own, over the prompts in a file."""
+    from lm_eval.tasks import TaskManager
+
+    full_name = PREFIX + (name if name in PROTOCOLS else OWN_TARGETS)
+    with quiet():
+        manager = TaskManager(include_path=TASK_FILES, include_defaults=False, metadata={"prompts": str(prompts)})
+        return manager.load([full_name])["tasks"][full_name]
+
+
+def read_prompts(*, prompts: str, **_: Any) -> DatasetDict:
+    """The documents of a task of ours, as the split `test`; lm-eval passes the task's other metadata too."""
+    from datasets import Dataset, DatasetDict
+
+    return DatasetDict({"test": Dataset.from_list(read_json_lines(Path(prompts)))})
+
+
+def require_other_tasks(names: Sequence[str]) -> Any:
+    """lm-eval's index of tasks, which knows all these names. Raises `ConfigError` for one that it does not know."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
-        manager = TaskManager(include_path=TASK_FILES, include_defaults=False, metadata={"folder": str(folder)})
-        loaded = manager.load([PREFIX + name for name in names])["tasks"]
-    return {name.removeprefix(PREFIX): task for name, task in loaded.items()}
-
-
-def task_facts(name: str) -> dict[str, Any]:
-    """`version`, `average`, and where there are any `chance` and `limit` of one of our tasks."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    config = load_yaml(TASK_FILES / f"{name}.yaml", resolve_func=False)
-    return {**config["metadata"], "generation": config.get("generation_kwargs")}
+        manager = TaskManager()
+    for name in names:
+        if name not in manager.all_tasks:
+            close = get_close_matches(name, [*PROTOCOLS, *manager.all_tasks], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"neither gistselect nor lm-eval has a task {name!r}.{hint}")
+    return manager
 
 
 def load_other_tasks(names: Sequence[str], seed: int) -> dict[str, Any]:
@@ -53,15 +71,8 @@ def load_other_tasks(names: Sequence[str], seed: int) -> dict[str, Any]:
 
     Raises `ConfigError` for a name that it does not know.
     """
-    from lm_eval.tasks import TaskManager
-
+    manager = require_other_tasks(names)
     with quiet():
-        manager = TaskManager()
-        for name in names:
-            if name not in manager.all_tasks:
-                close = get_close_matches(name, manager.all_tasks, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ConfigError(f"neither gistselect nor lm-eval has a task {name!r}.{hint}")
         tasks = manager.load(list(names))["tasks"]
         for task in tasks.values():
             if task.get_config("num_fewshot") is None:
@@ -85,27 +96,30 @@ def run_tasks(
     max_length: int,
     count: Count,
     limit: int | None = None,
-    chat: bool = False,
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
-    """lm-eval's results of the tasks, with the samples of every item."""
+    """lm-eval's results of the tasks, with the samples of every item; a chat template asks in turns."""
     # lm-eval exports its loop lazily and decorates its classes, which hides both from the type checker.
     evaluator: Any = import_module("lm_eval.evaluator")
     with quiet():
-        wrapped = _wrapper(language_model, batch_size, max_length, count)
+        tokenizer = copy(language_model.tokenizer)
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        wrapped = _wrapper(language_model.model, tokenizer, batch_size, max_length, count)
         results = evaluator.evaluate(
             lm=wrapped,
             task_dict={"tasks": tasks},
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
-            apply_chat_template=chat,
+            apply_chat_template=chat_template is not None,
         )
     if results is None:
         raise ConfigError("only the first process of a distributed evaluation has the results; run one process.")
     return dict(results)
 
 
-def _wrapper(language_model: LanguageModel, batch_size: int, max_length: int, count: Count) -> Any:
+def _wrapper(model: Any, tokenizer: Any, batch_size: int, max_length: int, count: Count) -> Any:
     wrapper: Any = import_module("lm_eval.models.huggingface").HFLM
 
     class CountingModel(wrapper):
@@ -128,8 +142,8 @@ def _wrapper(language_model: LanguageModel, batch_size: int, max_length: int, co
             return output
 
     return CountingModel(
-        pretrained=language_model.model,
-        tokenizer=language_model.tokenizer,
+        pretrained=model,
+        tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=max_length,
         backend="causal",

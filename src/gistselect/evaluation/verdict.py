@@ -1,0 +1,164 @@
+"""Which arm of an experiment is better, and whether that can be said at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gistselect.errors import ConfigError, DataError
+from gistselect.evaluation.results import group_codes
+from gistselect.linalg.intervals import DRAWS, LEVEL, Interval, difference_of_runs, mean_of_runs
+
+if TYPE_CHECKING:
+    from gistselect.evaluation.results import ItemValues
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of choosing the training rows, evaluated on the same items after each of its trainings."""
+
+    name: str
+    """`before`, `random`, `length`, `gist`, `full`, …"""
+    runs: NDArray[np.float64]
+    """(n_run, n_item) per-item values, one row for each training seed."""
+    trained: bool = True
+    """False for the model before any training, which no seed can change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """An arm's mean over items and seeds."""
+
+    arm: str
+    n_runs: int
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The arms of an experiment on one metric of one task, and what can be concluded."""
+
+    task: str
+    metric: str
+    level: float
+    """Coverage of the intervals."""
+    rows: tuple[ComparisonRow, ...]
+    verdicts: tuple[str, ...]
+
+
+def compare(
+    task: str,
+    metric: str,
+    arms: Sequence[Arm],
+    *,
+    higher_is_better: bool,
+    rng: np.random.Generator,
+    candidate: str = "gist",
+    groups: Sequence[str] | None = None,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Comparison:
+    """A row for each arm, and a verdict on the candidate against each other arm.
+
+    Intervals cover items and training seeds; `groups` (n_item,) makes every mean one of group means. Raises
+    `DataError` if the arms were not evaluated on the same number of items, `ConfigError` without the candidate.
+    """
+    if len({arm.runs.shape[1] for arm in arms}) != 1:
+        raise DataError(f"{task}: the arms were evaluated on different items; evaluate them again with one seed.")
+    by_name = {arm.name: arm for arm in arms}
+    if candidate not in by_name:
+        raise ConfigError(f"there is no arm {candidate!r}; arms: {', '.join(by_name)}.")
+    codes = group_codes(groups)
+    rows = tuple(
+        ComparisonRow(
+            arm=one.name,
+            n_runs=len(one.runs),
+            interval=mean_of_runs(one.runs, groups=codes, draws=draws, level=level, rng=rng),
+        )
+        for one in arms
+    )
+    verdicts = tuple(
+        verdict(
+            difference_of_runs(
+                _seeds(by_name[candidate]), _seeds(other), groups=codes, draws=draws, level=level, rng=rng
+            ),
+            task=task,
+            metric=metric,
+            candidate=candidate,
+            baseline=other.name,
+            higher_is_better=higher_is_better,
+            n_runs=(len(by_name[candidate].runs), len(other.runs)),
+        )
+        for other in arms
+        if other.name != candidate
+    )
+    return Comparison(task=task, metric=metric, level=level, rows=rows, verdicts=verdicts)
+
+
+def compare_values(
+    arms: Sequence[tuple[str, Sequence[ItemValues]]],
+    *,
+    rng: np.random.Generator,
+    candidate: str,
+    untrained: str | None = None,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Comparison:
+    """`compare` on what evaluations found: of each arm its name and one metric of one task for each training.
+
+    `untrained` names the arm of the model before any training. Raises `DataError` if the evaluations differ in task,
+    metric, items or groups.
+    """
+    first = arms[0][1][0]
+    for name, runs in arms:
+        for one in runs:
+            same = (one.task, one.metric, one.higher_is_better) == (first.task, first.metric, first.higher_is_better)
+            if not same or one.ids != first.ids or one.groups != first.groups:
+                raise DataError(
+                    f"{first.task}, {first.metric}: the arms {arms[0][0]!r} and {name!r} were evaluated on different "
+                    "items; evaluate them again with the same tasks, template, context and seed."
+                )
+    return compare(
+        first.task,
+        first.metric,
+        [Arm(name=name, runs=np.stack([one.values for one in runs]), trained=name != untrained) for name, runs in arms],
+        higher_is_better=first.higher_is_better,
+        rng=rng,
+        candidate=candidate,
+        groups=first.groups,
+        draws=draws,
+        level=level,
+    )
+
+
+def _seeds(arm: Arm) -> NDArray[np.float64]:
+    """The arm's runs; an untrained model's single run counts as known not to vary."""
+    return arm.runs if arm.trained else np.repeat(arm.runs[:1], 2, axis=0)
+
+
+def verdict(
+    difference: Interval,
+    *,
+    task: str,
+    metric: str,
+    candidate: str,
+    baseline: str,
+    higher_is_better: bool,
+    n_runs: tuple[int, int],
+) -> str:
+    """One sentence on candidate minus baseline: better or worse only if the interval leaves out zero.
+
+    With one training of each, nothing is known about the variation between seeds, and the sentence says so.
+    """
+    half = (difference.high - difference.low) / 2
+    amount = f"{metric} {difference.mean:+.3f} ± {half:.3f}, seeds {n_runs[0]} against {n_runs[1]}"
+    if max(n_runs) < 2:
+        return f"{candidate}: not judged against {baseline} on {task}, one seed each ({amount}); use more seeds"
+    if difference.low <= 0 <= difference.high:
+        return f"{candidate}: not distinguishable from {baseline} on {task} ({amount})"
+    better = (difference.mean > 0) == higher_is_better
+    return f"{candidate}: {'better' if better else 'worse'} than {baseline} on {task} ({amount})"
