@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gistselect.errors import DataError
+from gistselect.model.forward import Forward
 from gistselect.model.gradients import EngineConfig, GradientEngine
 from gistselect.run import bench as module
 from gistselect.run.bench import Arm, BenchConfig, BenchResult, bench, format_table
@@ -53,8 +54,9 @@ def test_floors_read_every_token_and_leave_the_model_frozen(config: BenchConfig,
     embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
     module.ordinary_steps(engine, examples, 40)
     assert sum(seen) >= sum(example.n_tokens for example in examples)
+    plain = Forward(engine.language_model, batch_tokens=40)
     seen.clear()
-    module.activation_backward(engine, examples)
+    module.activation_backward(plain, examples)
     assert sum(seen) == sum(example.n_tokens - 1 for example in examples)
     assert not any(parameter.requires_grad for parameter in engine.model.parameters())
     assert all(parameter.grad is None for parameter in engine.model.parameters())

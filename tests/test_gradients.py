@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
-from gistselect.model import attention, capture, products
+from gistselect.model import attention, capture, forward, products
 from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
 from gistselect.model.batches import build_batch, trimmed_lengths
 from gistselect.model.engine_config import EngineConfig, SketchConfig
@@ -153,7 +153,7 @@ def test_gradients_equal_a_loop_of_backward_passes(family: str, mode: str) -> No
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt-neox"])
 def test_the_other_ways_to_keep_packed_examples_apart(monkeypatch: pytest.MonkeyPatch, family: str, way: str) -> None:
     adapted, _, expected = reference(family)
-    monkeypatch.setattr(GradientEngine, "_candidates", lambda engine: [("packed", way)])
+    monkeypatch.setattr(forward, "candidates", lambda packing, attention: [("packed", way)])
     engine = GradientEngine(adapted)
     assert f"packed rows by {way}" in engine.mode
     assert relative_error(engine.gradients(examples()), expected) < 1e-5
@@ -338,7 +338,7 @@ def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkey
     engine = GradientEngine(narrow, EngineConfig(packing="packed", batch_tokens=40))
     device = torch.device("meta")
     adapted.model.to(device)
-    engine.device, engine._head = device, OutputHead.of(narrow.causal)
+    engine.device, engine.forward.device, engine.forward.head = device, device, OutputHead.of(narrow.causal)
     rows, blocks, every = examples(), engine.parameters, range(len(engine.parameters))
     columns = tuple(torch.empty(block.size, 5, dtype=torch.bfloat16, device=device) for block in blocks)
     basis = Basis(names=tuple(block.name for block in blocks), blocks=columns)
@@ -349,7 +349,7 @@ def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkey
         SketchSink(len(rows), SketchConfig(dimension=3, seed=0), blocks, torch.float32, device),
     ]
     for sink in made:
-        _, losses = engine._attempt(rows, trimmed_lengths(rows), sink)
+        _, losses = engine._attempt(rows, trimmed_lengths(rows), lambda sink=sink: sink)
         assert losses.device == device
 
 
@@ -397,22 +397,22 @@ def test_when_memory_runs_out_batches_are_halved_and_nothing_is_counted_twice(
 ) -> None:
     adapted, _, expected = reference("llama")
     engine = GradientEngine(adapted, EngineConfig(batch_tokens=200))
-    losses = engine._losses
+    losses = engine.forward.token_losses
 
     def failing(batch):
         if batch.input_ids.numel() > 60:
             raise torch.OutOfMemoryError("simulated")
         return losses(batch)
 
-    monkeypatch.setattr(engine, "_losses", failing)
+    monkeypatch.setattr(engine.forward, "token_losses", failing)
     basis = engine.basis(examples(), np.eye(7))
-    assert engine.batch_tokens == 50
+    assert engine.forward.batch_tokens == 50
     assert relative_error(basis.dense().numpy().T, expected) < 1e-5
 
     def always_failing(batch):
         raise torch.OutOfMemoryError("simulated")
 
-    monkeypatch.setattr(engine, "_losses", always_failing)
+    monkeypatch.setattr(engine.forward, "token_losses", always_failing)
     with pytest.raises(ModelError, match="28 tokens"):
         engine.gradients(examples())
 

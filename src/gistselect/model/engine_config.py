@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+PackingChoice = Literal["auto", "packed", "padded", "single"]
+
 
 class EngineConfig(BaseModel):
     """How per-example gradients are computed. No option changes the numbers beyond rounding."""
@@ -14,7 +16,7 @@ class EngineConfig(BaseModel):
 
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; by default chosen for the device, and halved whenever its memory runs out."""
-    packing: Literal["auto", "packed", "padded", "single"] = "auto"
+    packing: PackingChoice = "auto"
     """Sequences back to back in one row, one per row padded to the longest, or one at a time; `auto` packs,
     and pads length-sorted rows where a packed row does not give the model's own loss."""
     activation_checkpointing: bool = False

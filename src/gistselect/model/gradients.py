@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +16,11 @@ from torch import Tensor
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
 from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
-from gistselect.model.attention import SegmentAttention
-from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, trimmed_lengths
+from gistselect.model.batches import Batch, trimmed_lengths
 from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
 from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.forward import Forward, example_means
 from gistselect.model.loading import LanguageModel
-from gistselect.model.loss import OutputHead, label_losses
 from gistselect.model.sinks import (
     Basis,
     BasisSink,
@@ -38,17 +35,10 @@ from gistselect.types import Example
 __all__ = ["Basis", "EngineConfig", "GradientEngine", "GradientFeatures", "ParameterBlock", "SketchConfig"]
 
 log = logging.getLogger(__name__)
-Packing = Literal["none", "segments", "positions", "mask"]
-"""What keeps packed examples apart: our attention function, the model's own reading of positions, or a 4-D mask."""
 AnySink = TypeVar("AnySink", bound=Sink)
 
-DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-PREFETCH = 2
 HELD_ROWS = 64
 """Gradients projected together: fewer would cost reading the basis more often than the arithmetic."""
-PROBE_LENGTHS = (5, 12, 9)
-PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Allowed relative difference between our loss and the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +80,12 @@ class GradientEngine:
         narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
         auto = torch.bfloat16 if narrow else self.dtype
         self.basis_dtype = {"auto": auto, "float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
-        self.batch_tokens = self.config.batch_tokens or DEFAULT_BATCH_TOKENS.get(
-            self.device.type, DEFAULT_BATCH_TOKENS["cuda"]
-        )
         self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self._training = self.model.training
         parameters = adapter_parameters(self.model)
         if not parameters:
             raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
         prepare_for_gradients(language_model)
-        self._causal = language_model.causal
-        self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        self._attention = SegmentAttention()
         self._capture, self._capture_reason = self._choose_capture()
         self._fallback = list(parameters.values()) if self._capture is None else []
         self.parameters: tuple[ParameterBlock, ...] = (
@@ -109,10 +93,8 @@ class GradientEngine:
             if self._capture is not None
             else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
         )
-        self._head: OutputHead | None
-        self._layout: Layout
-        self._packing: Packing
-        self._head, self._layout, self._packing = self._choose_layout()
+        packing = "single" if self._capture is None else self.config.packing
+        self.forward = Forward(language_model, packing, self.config.batch_tokens, within=self._capturing)
         log.info("gradient engine: %s", self.mode)
 
     def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
@@ -209,106 +191,23 @@ class GradientEngine:
             raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
         return None, reason
 
-    def _choose_layout(self) -> tuple[OutputHead | None, Layout, Packing]:
-        """Head (None: the model's own logits) and layout: the first that give the model's own losses."""
-        probe = self._probe_examples()
-        losses = np.full(len(probe), np.nan)
-        expected = np.array([self._own_loss(example) for example in probe])
-        tolerance = PROBE_TOLERANCE[self.language_model.dtype]
-        heads = dict.fromkeys([OutputHead.of(self._causal), None])
-        for head, (layout, packing) in product(heads, self._candidates()):
-            self._head, self._layout, self._packing = head, layout, packing
-            try:
-                losses = self._probe_losses(probe)
-            except (RuntimeError, KeyError) as error:
-                log.info("%s rows by %s cannot be used: %s", layout, packing, error)
-                continue
-            if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
-                return head, layout, packing
-        raise ModelError(
-            f"no batch layout reproduces the loss of {type(self._causal).__name__} ({losses} against "
-            f"{expected}); the model may not be a causal language model with a plain adapter."
-        )
-
-    def _candidates(self) -> list[tuple[Layout, Packing]]:
-        """Layouts to try, best first."""
-        wanted = "single" if self._capture is None else self.config.packing
-        ways: list[Packing] = ["segments", "positions", "mask"]
-        if "flash" in str(getattr(self._causal.config, "_attn_implementation", "")):
-            ways = ["positions", "segments", "mask"]
-        candidates: dict[str, list[tuple[Layout, Packing]]] = {
-            "auto": [("packed", ways[0]), ("padded", "none"), ("single", "none")],
-            "packed": [*(("packed", way) for way in ways), ("single", "none")],
-            "padded": [("padded", "none"), ("single", "none")],
-            "single": [("single", "none")],
-        }
-        return candidates[wanted]
-
-    def _probe_examples(self) -> list[Example]:
-        rng = np.random.default_rng(0)
-        return [
-            Example(
-                id=f"probe {length}",
-                input_ids=rng.integers(0, self._vocabulary, length, dtype=np.int32),
-                supervised=np.arange(length) >= length // 2,
-            )
-            for length in PROBE_LENGTHS
-        ]
-
-    def _own_loss(self, example: Example) -> float:
-        ids = torch.from_numpy(example.input_ids.astype(np.int64))[None].to(self.device)
-        labels = ids.masked_fill(~torch.from_numpy(example.supervised).to(self.device), -100)
-        with torch.no_grad():
-            return float(self._causal(input_ids=ids, labels=labels, use_cache=False).loss)
-
-    def _probe_losses(self, examples: Sequence[Example]) -> NDArray[np.float64]:
-        lengths = trimmed_lengths(examples)
-        losses = np.empty(len(examples))
-        with self._running(), torch.no_grad():
-            for rows in plan_batches(lengths, int(lengths.sum()) * len(lengths), self._layout):
-                batch = build_batch(examples, rows, lengths, self._layout, self._pad_id)
-                losses[rows] = self._losses(batch.to(self.device))[0].cpu().numpy()
-        return losses
-
-    def _leaks(self, probe: list[Example], losses: NDArray[np.float64]) -> bool:
-        """Whether changing one example moves the loss of another."""
-        if self._layout == "single":
-            return False
-        for row, example in enumerate(probe):
-            changed = list(probe)
-            other = (example.input_ids + 1 + self._vocabulary // 2) % self._vocabulary
-            changed[row] = Example(id=example.id, input_ids=other, supervised=example.supervised)
-            moved = np.abs(self._probe_losses(changed) - losses) > 1e-6 * losses
-            if moved[np.arange(len(probe)) != row].any():
-                return True
-        return False
-
     @property
     def mode(self) -> str:
         """What was chosen, and why."""
         capture = "hooks on" if self._capture is not None else "one autograd call per example:"
-        logits = "logits of all tokens by the model's own head" if self._head is None else "logits of labels only"
-        rows = f"{self._layout} rows" + (f" by {self._packing}" if self._layout == "packed" else "")
-        if self._layout != self._candidates()[0][0]:
-            rows += f" ({self._candidates()[0][0]} rows do not give this model's loss)"
         recompute = ", activations recomputed" if self.config.activation_checkpointing else ""
-        return f"{capture} {self._capture_reason}; {rows}, {self.batch_tokens} tokens a batch; {logits}{recompute}"
+        return f"{capture} {self._capture_reason}; {self.forward.mode}{recompute}"
 
     # --- running ------------------------------------------------------------------------------------------
 
-    @property
-    def _pad_id(self) -> int:
-        return int(getattr(self.language_model.tokenizer, "pad_token_id", None) or 0)
-
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _capturing(self) -> Iterator[None]:
+        """What a forward pass runs within, so that its backward pass yields gradients."""
         with ExitStack() as stack:
             if self._capture is not None:
                 stack.enter_context(self._capture.installed())
-            if self._packing == "segments":
-                stack.enter_context(self._attention.installed(self._causal))
             if self.config.activation_checkpointing:
-                stack.enter_context(checkpointed_layers(self._causal))
+                stack.enter_context(checkpointed_layers(self.model))
             for parameter in self._fallback:
                 stack.callback(parameter.requires_grad_, False)
                 parameter.requires_grad_(True)
@@ -324,30 +223,22 @@ class GradientEngine:
         self._check(examples)
         lengths = trimmed_lengths(examples)
         n_supervised = np.array([example.n_supervised for example in examples], dtype=np.int64)
-        while True:
-            try:
-                return *self._attempt(examples, lengths, make_sink()), n_supervised
-            except torch.OutOfMemoryError as error:
-                if self.batch_tokens <= lengths.max():
-                    raise ModelError(
-                        f"not enough memory for one example of {lengths.max()} tokens; use "
-                        "activation_checkpointing=true, a smaller rank, a sketch or a shorter max_length."
-                    ) from error
-            torch.cuda.empty_cache()
-            self.batch_tokens //= 2
-            log.warning("out of memory: batches of at most %d tokens from here on", self.batch_tokens)
+        attempt = partial(self._attempt, examples, lengths, make_sink)
+        remedy = "activation_checkpointing=true, a smaller rank, a sketch or a shorter max_length"
+        return *self.forward.retried(int(lengths.max()), attempt, remedy), n_supervised
 
     def _attempt(
-        self, examples: Sequence[Example], lengths: NDArray[np.int64], sink: AnySink
+        self, examples: Sequence[Example], lengths: NDArray[np.int64], make_sink: Callable[[], AnySink]
     ) -> tuple[AnySink, Tensor]:
+        sink = make_sink()
         losses = torch.empty(len(examples), dtype=self.dtype, device=self.device)
-        with self._running():
-            for batch in self._batches(examples, lengths):
+        with self.forward.running():
+            for batch in self.forward.batches(examples, lengths):
                 self._backward(batch, sink, losses)
                 if self._on_tokens is not None:
                     self._on_tokens(int(batch.lengths.sum()))
             sink.finish()
-            if self._layout == "packed":
+            if self.forward.layout == "packed":
                 self._repeat_broken(examples, lengths, sink, losses)
         return sink, losses
 
@@ -357,33 +248,18 @@ class GradientEngine:
         """Run the broken examples again, alone: in a packed row NaN spreads through masked attention (0 · NaN)."""
         broken = sink.broken()
         for row in [] if broken is None else broken.nonzero().flatten().tolist():
-            batch = build_batch(examples, np.array([row]), lengths, "single", self._pad_id)
-            self._backward(batch.to(self.device), sink, losses)
+            self._backward(self.forward.single(examples, row, lengths), sink, losses)
         sink.finish()
 
     def _check(self, examples: Sequence[Example]) -> None:
         if not examples:
             raise DataError("there are no examples to take gradients of.")
-        for example in examples:
-            if int(example.input_ids.max(initial=0)) >= self._vocabulary:
-                raise DataError(
-                    f"example {example.id!r} has token id {int(example.input_ids.max())}, the model embeds "
-                    f"{self._vocabulary} tokens; tokenize with this model's tokenizer."
-                )
-
-    def _batches(self, examples: Sequence[Example], lengths: NDArray[np.int64]) -> Iterator[Batch]:
-        """Batches on the device, prepared ahead of their turn."""
-
-        def build(rows: NDArray[np.int64]) -> Batch:
-            batch = build_batch(examples, rows, lengths, self._layout, self._pad_id)
-            return batch.pinned() if self.device.type == "cuda" else batch
-
-        for batch in prefetched(build, plan_batches(lengths, self.batch_tokens, self._layout)):
-            yield batch.to(self.device)
+        self.forward.check(examples)
 
     def _backward(self, batch: Batch, sink: Sink, losses: Tensor) -> None:
         sink.begin(batch.rows)
-        batch_losses, total = self._losses(batch)
+        batch_losses = example_means(self.forward.token_losses(batch), batch)
+        total = batch_losses.sum()
         if self._capture is None:
             gradients = torch.autograd.grad(total, self._fallback)
             self._emit(gradients, batch, sink)
@@ -393,7 +269,7 @@ class GradientEngine:
                 total.backward()
             finally:
                 self._capture.current = None
-        losses[batch.rows] = batch_losses
+        losses[batch.rows] = batch_losses.detach()
 
     def _emit(self, gradients: Sequence[Tensor], batch: Batch, sink: Sink) -> None:
         """Hand on gradients of one example as the product of the identity and themselves."""
@@ -402,40 +278,6 @@ class GradientEngine:
             matrix = _as_matrix(gradient)[None]
             identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)[None]
             capture(block, identity, matrix)
-
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss (n,) of each example, detached, and their sum with its graph."""
-        token_losses = self._token_losses(batch)
-        weighted = token_losses / batch.n_supervised[batch.owners]
-        means = weighted.new_zeros(len(batch.lengths)).index_add_(0, batch.owners, weighted)
-        return means.detach(), means.sum()
-
-    def _token_losses(self, batch: Batch) -> Tensor:
-        self._attention.batch = batch
-        inputs: dict[str, Any] = {}
-        if batch.position_ids is not None:
-            inputs["position_ids"] = batch.position_ids
-        if self._packing == "mask" and batch.packed:
-            inputs["attention_mask"] = self._block_mask(batch)
-        return label_losses(self._causal, self._head, batch, **inputs)
-
-    def _block_mask(self, batch: Batch) -> Tensor:
-        """Additive mask (1, 1, t, t): causal within each packed example, closed between examples."""
-        owners = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-        open_to = np.tril(owners[:, None] == owners[None, :])
-        lowest = torch.finfo(self.language_model.dtype).min
-        mask = torch.from_numpy(np.where(open_to, 0.0, lowest))
-        return mask.to(self.device, self.language_model.dtype)[None, None]
-
-
-def prefetched(build: Callable[[NDArray[np.int64]], Batch], items: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:
-    """Results of `build` in order, prepared a little ahead in a thread."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(build, item) for _, item in zip(range(PREFETCH), items, strict=False)]
-        while waiting:
-            result = waiting.pop(0).result()
-            waiting += [pool.submit(build, item) for _, item in zip(range(1), items, strict=False)]
-            yield result
 
 
 def _as_matrix(value: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +21,9 @@ from gistselect.run.progress import duration
 from gistselect.types import Example, Record, Rejected
 
 if TYPE_CHECKING:
+    import torch
+
+    from gistselect.model.forward import Forward
     from gistselect.model.gradients import Basis, GradientEngine
     from gistselect.model.loading import LanguageModel
 
@@ -344,11 +346,14 @@ def _arms(
 ) -> dict[str, Callable[[], object]]:
     import torch
 
+    from gistselect.model.forward import Forward
+
     dense = torch.cat(bases[0].blocks)
+    plain = Forward(engine.language_model, engine.config.packing, engine.forward.batch_tokens)
     return {
         "(i) published loop, 1 target": lambda: published_loop(engine, examples, dense),
         "(ii) floor: padded LoRA step, all logits": lambda: ordinary_steps(engine, examples, padded_tokens),
-        "(iii) floor: our batches and loss": lambda: activation_backward(engine, examples),
+        "(iii) floor: our batches and loss": lambda: activation_backward(plain, examples),
         "(iv) ours, 1 target": lambda: engine.features(examples, bases[0]),
         "(v) ours, 3 targets": lambda: engine.features(examples, bases[1]),
     }
@@ -380,7 +385,7 @@ def _fastest_padding(engine: GradientEngine, examples: Sequence[Example], say: C
     import torch
 
     seconds: dict[int, float] = {}
-    for tokens in (engine.batch_tokens * 2 // 2**halvings for halvings in range(6)):
+    for tokens in (engine.forward.batch_tokens * 2 // 2**halvings for halvings in range(6)):
         try:
             ordinary_steps(engine, examples[:8], tokens)
             start = time.perf_counter()
@@ -414,23 +419,23 @@ def ordinary_steps(engine: GradientEngine, examples: Sequence[Example], batch_to
         engine.model(**inputs, use_cache=False).loss.backward()
         engine.model.zero_grad()
     _frozen(weights)
-    _synchronize(engine)
+    _synchronize(engine.device)
 
 
-def activation_backward(engine: GradientEngine, examples: Sequence[Example]) -> None:
+def activation_backward(forward: Forward, examples: Sequence[Example]) -> None:
     """Our batches and our loss through PEFT's own layers; gradients of activations only, nothing per example."""
     from gistselect.model.batches import trimmed_lengths
+    from gistselect.model.forward import example_means
 
     def require_grad(module: Any, inputs: Any, output: Any) -> None:
         output.requires_grad_(True)
 
-    attention = engine._attention.installed(engine._causal) if engine._packing == "segments" else nullcontext()
-    hook = engine.model.get_input_embeddings().register_forward_hook(require_grad)
-    with attention:
-        for batch in engine._batches(examples, trimmed_lengths(examples)):
-            engine._losses(batch)[1].backward()
+    hook = forward.causal.get_input_embeddings().register_forward_hook(require_grad)
+    with forward.running():
+        for batch in forward.batches(examples, trimmed_lengths(examples)):
+            example_means(forward.token_losses(batch), batch).sum().backward()
     hook.remove()
-    _synchronize(engine)
+    _synchronize(forward.device)
 
 
 def _own_inputs(engine: GradientEngine, examples: Sequence[Example]) -> tuple[Any, Any]:
@@ -527,8 +532,8 @@ def _matrix_parameters(language_model: LanguageModel) -> int:
     return total if tied else total - model.get_input_embeddings().weight.numel()
 
 
-def _synchronize(engine: GradientEngine) -> None:
+def _synchronize(device: torch.device) -> None:
     import torch
 
-    if engine.device.type == "cuda":
-        torch.cuda.synchronize(engine.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
