@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
 from gistselect.model.adapters import AdapterConfig
 from gistselect.model.loading import LanguageModel
+from gistselect.streams import Stream, generator
 from gistselect.training.checkpoints import MOMENTS, load_moments, save_moments
 from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
 from gistselect.training.train import train
@@ -222,6 +223,10 @@ def test_epoch_order_is_a_permutation_sorted_within_each_global_batch() -> None:
     # Which rows share a batch comes from the shuffle, not from their lengths.
     batches = {frozenset(epoch_order(lengths, global_batch_size=8, seed=seed, epoch=0)[:8]) for seed in range(5)}
     assert len(batches) == 5
+    # Epoch 1 shares no numbers with the warm-up's sample, which is drawn from the same seed.
+    sample = generator(3, Stream.WARMUP_SAMPLE).permutation(21).tolist()
+    first_batch = set(epoch_order([1] * 21, global_batch_size=8, seed=3, epoch=int(Stream.WARMUP_SAMPLE))[:8])
+    assert first_batch != set(sample[:8])
     assert steps_per_epoch(21, 8) == 3
 
 

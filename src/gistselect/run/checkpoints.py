@@ -17,7 +17,7 @@ from gistselect.run.ingest import TokenizedPool
 from gistselect.training.recipe import steps_per_epoch
 from gistselect.training.train import train
 
-VERSION = 1
+VERSION = 2
 WARMUP_SAMPLE = 1
 """Name of this stage's random stream beside the run's seed."""
 

@@ -25,7 +25,7 @@ from gistselect.streams import Stream, generator
 from gistselect.training.recipe import steps_per_epoch
 from gistselect.training.train import train
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 LOSSES_VERSION = 1
 EVALUATION_VERSION = 1
 BASELINE_STREAM = 3

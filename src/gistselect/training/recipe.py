@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.model.adapters import AdapterConfig
+from gistselect.streams import Stream, generator
 
 
 class TrainingConfig(BaseModel):
@@ -53,7 +53,7 @@ def epoch_order(lengths: Sequence[int], *, global_batch_size: int, seed: int, ep
 
     The rows of one global batch share one optimizer step, so their order costs nothing and saves padding.
     """
-    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    shuffled = generator(seed, Stream.EPOCH_ORDER, epoch).permutation(len(lengths))
     order: list[int] = []
     for start in range(0, len(shuffled), global_batch_size):
         batch = shuffled[start : start + global_batch_size].tolist()
