@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
 from gistselect.model.adapters import AdapterConfig
-from gistselect.model.loading import LanguageModel
+from gistselect.model.loading import LanguageModel, weights_digest
 from gistselect.streams import Stream, generator
 from gistselect.training.checkpoints import MOMENTS, load_moments, save_moments
 from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
@@ -119,9 +121,29 @@ def test_nothing_pickled_stays(trained) -> None:
     assert suffixes <= {".safetensors", ".json", ".md"}
 
 
-def test_the_live_model_is_given_back(trained, language_model: LanguageModel) -> None:
-    assert not any("lora" in name for name, _ in language_model.model.named_modules())
-    assert all(parameter.requires_grad for parameter in language_model.model.parameters())
+def test_a_live_model_is_given_back_as_it_came(language_model: LanguageModel, tmp_path: Path) -> None:
+    """Also one with some layers frozen, some in training mode, and activations kept."""
+    model = copy.deepcopy(language_model.model)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].train()
+    live = replace(language_model, model=model)
+
+    def state() -> list[Any]:
+        flags = [(name, value.requires_grad) for name, value in model.named_parameters()]
+        modes = [(name, module.training, list(module._forward_hooks)) for name, module in model.named_modules()]
+        return [
+            flags,
+            modes,
+            model.is_gradient_checkpointing,
+            model.config.use_cache,
+            model.config._attn_implementation,
+        ]
+
+    before, weights_before = state(), weights_digest(model)
+    config = CONFIG.model_copy(update={"gradient_checkpointing": True, "epochs": 1})
+    train(live, make_examples(), config, output=tmp_path, seed=0)
+    assert state() == before
+    assert weights_digest(model) == weights_before
 
 
 def test_same_seed_same_bits_other_seed_others(language_model, trained, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.errors import ModelError
-from gistselect.model.loading import files_digest, keep_differentiable
+from gistselect.model.loading import files_digest
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
@@ -119,6 +119,8 @@ def prepare_for_gradients(language_model: LanguageModel) -> None:
     Raises `ModelError` if a dropout layer stays active, or gradients cannot flow through a quantized one.
     """
     import torch
+
+    from gistselect.model.quantized import keep_differentiable
 
     model = language_model.model
     keep_differentiable(model)

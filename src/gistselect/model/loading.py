@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistselect.errors import MissingDependencyError, ModelError
+from gistselect.errors import ModelError
 from gistselect.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -37,45 +37,33 @@ class LanguageModel:
 
 
 def load_model(config: ModelConfig) -> LanguageModel:
-    """Load model and tokenizer, in evaluation mode.
+    """Load model and tokenizer, in evaluation mode, every layer differentiable.
 
     Raises `ModelError` if files are missing or the model cannot be read, `MissingDependencyError` if
-    quantization is asked for and bitsandbytes is not installed.
+    it is quantized, by option or as stored, and bitsandbytes is not installed.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from gistselect.model.quantized import compute_in, keep_differentiable, placement
+
     tokenizer = load_tokenizer(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    placement: dict[str, Any] = {}
-    if config.quantization != "none":
-        placement = {"quantization_config": _quantization(config, dtype), "device_map": {"": device}}
+    placed = placement(config, stored_quantization(config), dtype, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            config.path, dtype=dtype, use_safetensors=True, **_source(config), **placement
+            config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load the model {config.path!r}: {error}") from error
-    if config.quantization == "none":
+    if not placed:
         model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval()
     keep_differentiable(model)
+    compute_in(model, dtype)
     _check_vocabulary(model, tokenizer, config.path)
     return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
-
-
-def keep_differentiable(model: Any) -> None:
-    """Stop 4-bit layers from turning into inference-only ones, through which no gradient flows, and nothing says so.
-
-    On CPUs with bfloat16 instructions bitsandbytes repacks a layer for good at its first forward pass in evaluation
-    mode. Raises `ModelError` if that has happened.
-    """
-    for name, module in model.named_modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                raise ModelError(f"the 4-bit layer {name!r} was repacked for inference; load the model again.")
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -93,6 +81,16 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
+
+
+def stored_quantization(config: ModelConfig) -> dict[str, Any] | None:
+    """The `quantization_config` that the model is stored with, or None for one in full precision."""
+    _check_files(config)
+    path = _file(config, "config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 def resolve_device(name: str) -> torch.device:
@@ -124,7 +122,7 @@ def model_digest(config: ModelConfig) -> str:
     _check_files(config)
     folder = Path(config.path)
     if not folder.is_dir():
-        return hashlib.sha256(f"{config.path}@{_hub_commit(config)}".encode()).hexdigest()
+        return hashlib.sha256(f"{config.path}@{_file(config, 'config.json').parent.name}".encode()).hexdigest()
     return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
 
 
@@ -132,8 +130,10 @@ def weights_digest(model: Any) -> str:
     """SHA-256 over names, types and values of the parameters of a live model."""
     import torch
 
+    from gistselect.model.quantized import quantization_state
+
     digest = hashlib.sha256()
-    for name, value in model.named_parameters():
+    for name, value in [*model.named_parameters(), *quantization_state(model)]:
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -195,25 +195,13 @@ def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
         )
 
 
-def _hub_commit(config: ModelConfig) -> str:
+def _file(config: ModelConfig, name: str) -> Path:
+    """A file of the model: in its folder, or from the hub through the local cache. Raises `ModelError`."""
+    if Path(config.path).is_dir():
+        return Path(config.path) / name
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(config.path, "config.json", revision=config.revision or "main")
+        return Path(str(cached_file(config.path, name, revision=config.revision or "main")))
     except OSError as error:
         raise ModelError(f"cannot find the model {config.path!r}, neither cached nor on the hub: {error}") from error
-    return Path(str(path)).parent.name
-
-
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            f"quantization={config.quantization!r} needs bitsandbytes; pip install 'gistselect[quant]'."
-        )
-    if config.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -6,11 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.errors import ConfigError, DataError, ModelError
+from gistselect.files import replacing_folder
+from gistselect.model.config import ModelConfig
+from gistselect.model.live import restored
 from gistselect.training.checkpoints import (
     MOMENTS,
     TrainingResult,
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from gistselect.model.loading import LanguageModel, ModelConfig
+    from gistselect.model.loading import LanguageModel
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each optimizer step: steps done, steps in all, and loss, learning_rate and epoch."""
@@ -46,8 +50,8 @@ def train(
     """Train on examples and keep the weights at the end of each epoch, up to `stop_after_epoch`.
 
     The same call on the same `output` continues an interrupted training at its last whole epoch, to the same
-    bits; a finished one is returned as it stands. A live model is given back without the adapter; with
-    `config.full` its weights are changed in place.
+    bits; a finished one is returned as it stands. A live model is given back as it came; with `config.full` its
+    weights are trained in place, in float32.
     Raises `ConfigError`, `DataError` (no row, or one without a supervised token), `ArtifactMismatchError`
     (the folder holds another training) and `ModelError` (the loss is not a number).
     """
@@ -59,32 +63,43 @@ def train(
         return finished
     resume_from = last_checkpoint(output)
     if resume_from is None or step_of(resume_from) < last_epoch * per_epoch:
-        trainer = _trainer(_language_model(model, config), examples, config, output, seed, last_epoch, progress)
-        try:
+        language_model = _language_model(model, config)
+        with restored(language_model.model), _trainable(language_model, config, seed) as trainable:
+            trainer = _trainer(trainable, examples, config, output, seed, last_epoch, progress)
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        finally:
-            if not config.full:
-                _detach(trainer.model)
     return finish(output, digest, per_epoch)
 
 
 def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> None:
     """Write the model with the adapter's weights added in, and its tokenizer, as an ordinary model folder.
 
-    Raises `ConfigError` for a quantized model, whose weights cannot take the sum without a loss.
+    Raises what `check_mergeable` raises.
     """
     from gistselect.model.adapters import load_adapter
     from gistselect.model.loading import load_model
+
+    check_mergeable(model_config)
+    language_model = load_adapter(load_model(model_config), adapter)
+    merged: Any = language_model.model
+    with replacing_folder(output) as part:
+        merged.merge_and_unload().save_pretrained(part)
+        language_model.tokenizer.save_pretrained(part)
+
+
+def check_mergeable(model_config: ModelConfig) -> None:
+    """Raises `ConfigError` for a quantized model, by option or as stored: its weights would round the sum away."""
+    from gistselect.model.loading import stored_quantization
 
     if model_config.quantization != "none":
         raise ConfigError(
             f"quantization={model_config.quantization!r}: an adapter cannot be merged into quantized weights "
             "without rounding it away; merge with quantization='none'."
         )
-    language_model = load_adapter(load_model(model_config), adapter)
-    merged: Any = language_model.model
-    merged.merge_and_unload().save_pretrained(output)
-    language_model.tokenizer.save_pretrained(output)
+    if stored_quantization(model_config):
+        raise ConfigError(
+            f"{model_config.path!r} is stored quantized: an adapter cannot be merged into it without rounding it away; "
+            "merge into the model it was made from, or hand on base and adapter as they are."
+        )
 
 
 def _check(examples: Sequence[Example], config: TrainingConfig, stop_after_epoch: int | None) -> None:
@@ -105,15 +120,15 @@ def _training_digest(examples: Sequence[Example], config: TrainingConfig, seed: 
 
 
 def _language_model(model: ModelConfig | LanguageModel, config: TrainingConfig) -> LanguageModel:
-    from gistselect.model.loading import ModelConfig, load_model
+    from gistselect.model.loading import load_model
+    from gistselect.model.quantized import is_quantized, keep_differentiable
 
     language_model = load_model(model) if isinstance(model, ModelConfig) else model
     if hasattr(language_model.model, "peft_config"):
         raise ModelError("the model already carries an adapter; give the base model, or merge the adapter first.")
-    if config.full and isinstance(model, ModelConfig) and model.quantization != "none":
-        raise ConfigError(
-            f"full=true cannot train {model.quantization} weights; drop the quantization or train an adapter."
-        )
+    if config.full and is_quantized(language_model.model):
+        raise ConfigError("full=true cannot train quantized weights; take the model unquantized, or train an adapter.")
+    keep_differentiable(language_model.model)
     return language_model
 
 
@@ -138,7 +153,7 @@ def _trainer(
             return _EpochSampler(lengths, config.global_batch_size, seed)
 
     trainer = SeededOrderTrainer(
-        model=_trainable(language_model, config, seed),
+        model=language_model.model,
         args=_arguments(language_model, len(examples), config, output, seed),
         train_dataset=[_features(example) for example in examples],  # pyright: ignore[reportArgumentType]
         data_collator=_Collator(language_model.tokenizer.pad_token_id),
@@ -148,13 +163,19 @@ def _trainer(
     return trainer
 
 
-def _trainable(language_model: LanguageModel, config: TrainingConfig, seed: int) -> Any:
+@contextmanager
+def _trainable(language_model: LanguageModel, config: TrainingConfig, seed: int) -> Iterator[LanguageModel]:
     """The model with what is to be trained in float32: AdamW steps of 1e-5 vanish in bfloat16 weights."""
     from gistselect.model.adapters import attach_adapter
 
     if config.full:
-        return language_model.model.float().requires_grad_(True)
-    return attach_adapter(language_model, config.adapter, seed, dtype="float32").model
+        yield replace(language_model, model=language_model.model.float().requires_grad_(True))
+        return
+    adapted = attach_adapter(language_model, config.adapter, seed, dtype="float32")
+    try:
+        yield adapted
+    finally:
+        adapted.model.unload()
 
 
 def _arguments(
@@ -286,9 +307,3 @@ def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> T
                 save_moments(folder / MOMENTS, model, optimizer.state, state.global_step)
 
     return EpochCheckpoints()
-
-
-def _detach(model: Any) -> None:
-    """Give the base model back as it was before the adapter."""
-    model.unload()
-    model.base_model.model.requires_grad_(True)
