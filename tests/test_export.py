@@ -10,7 +10,7 @@ import pytest
 import yaml
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from gistselect.data.tokens import Tulu
+from gistselect.data.templates import Tulu
 from gistselect.errors import DataError
 from gistselect.export import TULU, ExportJob, to_axolotl, to_llamafactory, to_trl
 from gistselect.registry import names, resolve

@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 import pytest
 
-from gistselect.data.tokens import Tulu
+from gistselect.data.templates import Tulu
 from gistselect.errors import ConfigError, DataError
 from gistselect.registry import names
 from gistselect.tasks import load_task, sample_groups

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gistselect.data.records import serialised
+from gistselect.data.parts import serialised
 from gistselect.errors import ConfigError
 from gistselect.run.config import RunConfig
 from gistselect.run.store import read_table, write_lines

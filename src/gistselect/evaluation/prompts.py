@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistselect.data.tokens import encode, load_template
+from gistselect.data.templates import load_template
+from gistselect.data.tokens import encode
 from gistselect.errors import DataError, ModelError
 from gistselect.evaluation.catalog import TaskFacts, choose, task_facts
 from gistselect.evaluation.harness import require_lm_eval, require_other_tasks
@@ -17,7 +18,7 @@ from gistselect.tasks import PROTOCOLS, sample_groups
 from gistselect.types import Example, Record
 
 if TYPE_CHECKING:
-    from gistselect.data.tokens import Template
+    from gistselect.data.templates import Template
     from gistselect.evaluation.config import EvaluationConfig
     from gistselect.model.config import ModelConfig
     from gistselect.tasks.files import Item

@@ -319,8 +319,9 @@ def _sizes(config: BenchConfig) -> NDArray[np.int64]:
 
 
 def _pool_sizes(config: BenchConfig, rng: np.random.Generator) -> NDArray[np.int64]:
-    from gistselect.data.records import open_pool
-    from gistselect.data.tokens import encode, load_template
+    from gistselect.data.pool import open_pool
+    from gistselect.data.templates import load_template
+    from gistselect.data.tokens import encode
     from gistselect.model.loading import ModelConfig, load_tokenizer
 
     demo = Path(str(files("gistselect.demo")))

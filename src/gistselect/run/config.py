@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gistselect.data.config import TextOptions
 from gistselect.errors import ConfigError
 from gistselect.evaluation.config import EvaluationConfig
 from gistselect.model.config import ModelConfig, ModelSettings
@@ -32,17 +33,6 @@ class ModelOptions(ModelSettings):
     def source(self) -> ModelConfig:
         """The model as the model layer loads it."""
         return ModelConfig(path=self.model, **{name: getattr(self, name) for name in ModelSettings.model_fields})
-
-
-class TextOptions(BaseModel):
-    """How rows become token ids."""
-
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto"
-    """Shape of the rows."""
-    template: str = "tulu"
-    """How a conversation becomes text: tulu (published), model (the tokenizer's chat template) or a jinja file."""
-    max_length: int = Field(default=2048, ge=2)
-    """Longest example in tokens; longer ones are cut."""
 
 
 @Parameter(name="*")

@@ -21,8 +21,8 @@ from gistselect.run.store import Store
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from gistselect.data.records import Pool
-    from gistselect.data.tokens import Template
+    from gistselect.data.pool import Pool
+    from gistselect.data.templates import Template
 
 
 class Run:
@@ -37,9 +37,9 @@ class Run:
 
     @cached_property
     def pool(self) -> Pool:
-        from gistselect.data.records import open_pool
+        from gistselect.data.pool import open_pool
 
-        return open_pool(self.config.pool, format=self.config.format)
+        return open_pool(self.config.pool, self.config, exclude=self.output)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -47,7 +47,7 @@ class Run:
 
     @cached_property
     def template(self) -> Template:
-        from gistselect.data.tokens import load_template
+        from gistselect.data.templates import load_template
 
         return load_template(self.config.template, self.tokenizer)
 

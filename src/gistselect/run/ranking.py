@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from gistselect import registry
-from gistselect.data.records import normalised
+from gistselect.data.stored import normalised
 from gistselect.errors import ArtifactMismatchError, DataError
 from gistselect.linalg.similarity import null_scores
 from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
@@ -168,7 +168,9 @@ def select(run: Run, pool: TokenizedPool, matrix: ScoreMatrix) -> pa.Table:
 def write_rows(run: Run, rows: Sequence[int], name: str) -> None:
     """Pool rows as one JSONL file, in the given order, byte-identical to the pool unless normalised."""
     if run.config.output_format == "pool":
-        raw = run.pool.raw(rows)
+        wanted = set(rows)
+        places = {one.row: one.place for one in run.pool.rows() if one.row in wanted and one.place}
+        raw = run.pool.fetch(places)
         write_lines(run.path(name), (raw[row] for row in rows))
         return
     wanted = set(rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from gistselect import registry
-from gistselect.data.records import open_pool, read_records
-from gistselect.data.tokens import encode, load_template
+from gistselect.data.pool import open_pool, read_records
+from gistselect.data.templates import load_template
+from gistselect.data.tokens import encode
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation.session import evaluate
 from gistselect.export import ExportJob
@@ -49,7 +50,7 @@ def train_on_rows(config: TrainConfig, reporter: Reporter) -> list[TrainingResul
 
 def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
     tokenizer = load_tokenizer(config.source)
-    rows = list(open_pool(config.data, format=config.format).rows())
+    rows = list(open_pool(config.data, config).rows())
     records = [row for row in rows if isinstance(row, Record)]
     template = load_template(config.template, tokenizer)
     encoded = encode(records, template, tokenizer, config.max_length)

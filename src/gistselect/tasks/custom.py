@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from gistselect.data.records import READERS, read_records
+from gistselect.data.pool import read_records
+from gistselect.data.sources import READERS
 from gistselect.errors import DataError
 from gistselect.types import Record, Rejected
 

@@ -1,0 +1,223 @@
+"""Identity, place and bytes of rows: a pool is a stream of records whose rows can be fetched again and proved.
+
+A row that cannot be used becomes a `Rejected` with its place and reason, never a gap: row numbers count
+every data row, so the bytes of row 17 are always the bytes that row 17 was read from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gistselect.data.config import ReadOptions
+from gistselect.data.parts import File, Part, serialised
+from gistselect.data.shapes import Row, conversation, shorten, text
+from gistselect.data.sources import open_parts
+from gistselect.errors import DataError
+from gistselect.types import Message, Place, Record, Rejected
+
+
+class _Ids:
+    """Which ids are taken: an open-addressing table of 64-bit hashes, 12 to 24 bytes an id.
+
+    Two ids with one hash count as the same, which costs the later row its short name and nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._table = array("Q", bytes(8 << 10))
+        self._used = 0
+
+    def claim(self, id: str) -> bool:
+        """Whether no earlier call had this id."""
+        key = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little") or 1
+        if not self._insert(self._table, key):
+            return False
+        self._used += 1
+        if self._used * 3 > len(self._table) * 2:
+            larger = array("Q", bytes(16 * len(self._table)))
+            for kept in self._table:
+                if kept:
+                    self._insert(larger, kept)
+            self._table = larger
+        return True
+
+    @staticmethod
+    def _insert(table: array[int], key: int) -> bool:
+        mask = len(table) - 1
+        slot = key & mask
+        while table[slot]:
+            if table[slot] == key:
+                return False
+            slot = (slot + 1) & mask
+        table[slot] = key
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Rows of one or more sources, read anew at every pass. Built by `open_pool`."""
+
+    parts: tuple[Part, ...]
+    options: ReadOptions = field(default_factory=ReadOptions)
+    group_column: str | None = None
+    """Column that every row must have for its group; if none is named, `group` is used where it exists."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files behind the parts; hub data sets and rows in memory have none."""
+        return tuple(part.path for part in self.parts if isinstance(part, File))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what the records depend on: content and source of the parts in order, the options."""
+        digest = hashlib.sha256(json.dumps([self.options.model_dump(mode="json"), self.group_column]).encode())
+        for part in self.parts:
+            digest.update(json.dumps([part.source, part.digest()]).encode())
+        return digest.hexdigest()
+
+    def rows(self) -> Iterator[Record | Rejected]:
+        """Every data row in order; raises `DataError` if a source is unreadable or there is no row at all.
+
+        Memory grows by the hashes of the ids alone. A repeated id gets its source and place added, and so does not
+        depend on how often it was seen before.
+        """
+        ids, row = _Ids(), 0
+        for index, part in enumerate(self.parts):
+            for number, offset, item in part.items():
+                content = serialised(item)
+                place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content))
+                yield self._read(part, number, item, row, place, ids)
+                row += 1
+        if row == 0:
+            names = ", ".join(part.name for part in self.parts)
+            raise DataError(f"the pool is empty: no data row in {names}. Give a source that has rows.")
+
+    def fetch(self, places: Mapping[int, Place]) -> dict[int, bytes]:
+        """The bytes at these places without line feed, by the same keys: lines as they stand, others as one object.
+
+        Plain files are read at these places alone. Raises `DataError` that names the file if what stands there is
+        not what was read before.
+        """
+        by_part: dict[int, dict[int, Place]] = defaultdict(dict)
+        for row, place in places.items():
+            by_part[place.part][row] = place
+        found: dict[int, bytes] = {}
+        for index, wanted in sorted(by_part.items()):
+            if not 0 <= index < len(self.parts):
+                raise DataError(f"the pool has {len(self.parts)} parts, none numbered {index}; did its sources change?")
+            part = self.parts[index]
+            proved = {row: data for row, data in part.fetch(wanted) if _is_at(data, wanted[row])}
+            if missing := wanted.keys() - proved.keys():
+                row = min(missing)
+                raise DataError(
+                    f"{part.name} changed since it was scored: row {row} of the pool is no longer what it was. "
+                    "Restore the file, or run the same command again to score it anew."
+                )
+            found |= proved
+        return found
+
+    def _read(self, part: Part, number: int, item: Any, row: int, place: Place, ids: _Ids) -> Record | Rejected:
+        own, source, reason, group = None, part.source, "", ""
+        messages, plain = (), False
+        try:
+            content = _parsed(item)
+            own = _own_id(content)
+            source = _named_source(content) or source
+            messages, plain = conversation(content, self.options.format)
+            group = self._group(content)
+        except DataError as error:
+            reason = str(error)
+        id = own or _fallback_id(item, messages, plain)
+        if not ids.claim(id):
+            id = f"{id}@{part.source}:{number}"
+            while not ids.claim(id):
+                id = f"{id}@{row}"
+        if reason:
+            reason = f"{part.name}, {part.unit} {number}: {reason}"
+            return Rejected(id=id, source=source, row=row, reason=reason, place=place)
+        return Record(
+            id=id, source=source, row=row, messages=messages, plain=plain, group=group, user_id=own, place=place
+        )
+
+    def _group(self, row: Row) -> str:
+        value = row.get(self.group_column or "group")
+        if isinstance(value, str | int):
+            return text(str(value), "the group")
+        if self.group_column:
+            raise DataError(f"it has no group in {self.group_column!r}; its columns: {shorten(sorted(row))}")
+        return ""
+
+
+def _is_at(data: bytes, place: Place) -> bool:
+    return len(data) == place.length and zlib.crc32(data) == place.crc
+
+
+def _parsed(item: Any) -> Row:
+    """The row object in an item; raises `DataError` with the reason if there is none."""
+    if isinstance(item, bytes):
+        try:
+            item = json.loads(item.decode())
+        except UnicodeDecodeError as error:
+            raise DataError(f"the line is not UTF-8 (byte {error.start} of the line)") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the line is not readable JSON: {error}") from None
+    elif isinstance(item, DataError):
+        raise item
+    if not isinstance(item, Mapping) or any(not isinstance(key, str) for key in item):
+        raise DataError(f"the row is a {type(item).__name__}, not an object with named columns")
+    return item
+
+
+def _own_id(row: Row) -> str | None:
+    """The row's `id` as text: JSON for what is neither text nor a whole number; None if missing, empty or NaN."""
+    value = row.get("id")
+    if value is None or value == "" or value != value:
+        return None
+    if not isinstance(value, str):
+        value = serialised(value).decode()
+    return value.encode(errors="backslashreplace").decode()
+
+
+def _named_source(row: Row) -> str | None:
+    named = (row[column] for column in ("dataset", "source") if isinstance(row.get(column), str) and row[column])
+    return next((value.encode(errors="backslashreplace").decode() for value in named), None)
+
+
+def _fallback_id(item: Any, messages: tuple[Message, ...], plain: bool) -> str:
+    """Depends on what the record says, so that it survives a move to another file or file format."""
+    content = serialised(item)
+    if messages:
+        content = json.dumps([plain, [[m.role, m.content] for m in messages]]).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def open_pool(
+    sources: Sequence[str | Path],
+    options: ReadOptions | None = None,
+    *,
+    group_column: str | None = None,
+    exclude: Path | None = None,
+) -> Pool:
+    """A pool over files, folders, globs and `hf:owner/name[:split]` data sets, in the order given.
+
+    Files: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json` (one object per line) and `.parquet`. Folders are searched
+    recursively in sorted order; what lies below `exclude`, such as the run folder, is no part of them or of globs.
+    Raises `DataError` for a source that is missing, of another kind or named twice.
+    """
+    parts = tuple(open_parts(sources, exclude))
+    return Pool(parts=parts, options=(options or ReadOptions()).reading, group_column=group_column)
+
+
+def read_records(
+    path: str | Path, options: ReadOptions | None = None, *, group_column: str | None = None
+) -> list[Record | Rejected]:
+    """All rows of one source, such as a target; see `open_pool`."""
+    return list(open_pool([path], options, group_column=group_column).rows())
