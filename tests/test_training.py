@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_scheduler
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
 from gistselect.model.adapters import AdapterConfig
 from gistselect.model.loading import LanguageModel, weights_digest
 from gistselect.streams import Stream, generator
-from gistselect.training.checkpoints import MOMENTS, load_moments, save_moments
+from gistselect.training.checkpoints import MOMENTS, RECEIPT, load_moments, save_moments
 from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
 from gistselect.training.train import train
 from gistselect.types import Example
@@ -46,7 +48,11 @@ def language_model() -> LanguageModel:
     )
     return LanguageModel(
         model=LlamaForCausalLM(config).eval(),
-        tokenizer=SimpleNamespace(pad_token_id=0),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>")),
+            pad_token="<pad>",
+            padding_side="left",  # as for generation; training pads on the right all the same
+        ),
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
@@ -199,9 +205,57 @@ def test_a_half_written_checkpoint_is_not_trusted(language_model, trained, tmp_p
 
     with pytest.raises(InterruptedRunError):
         train(language_model, make_examples(), CONFIG, output=tmp_path, seed=5, progress=interrupt)
+    receipt = json.loads((tmp_path / RECEIPT).read_text())
+    del receipt["written"]["checkpoint-6"]  # it is noted last
+    (tmp_path / RECEIPT).write_text(json.dumps(receipt))
     (tmp_path / "checkpoint-6" / MOMENTS).unlink()
     resumed = train(language_model, make_examples(), CONFIG, output=tmp_path, seed=5)
     assert weights(resumed.adapter) == weights(trained[0].adapter)
+
+
+class Trap:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.sprung,)
+
+
+@pytest.mark.parametrize("planted", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "pytorch_model.bin"])
+def test_nothing_planted_is_unpickled(language_model, tmp_path: Path, planted: str) -> None:
+    def interrupt(done: int, total: int, facts: dict[str, float]) -> None:
+        if done == 4:
+            raise InterruptedRunError
+
+    output, sprung = tmp_path / "run", tmp_path / "sprung"
+    with pytest.raises(InterruptedRunError):
+        train(language_model, make_examples(), CONFIG, output=output, seed=5, progress=interrupt)
+    (output / "checkpoint-3" / planted).write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ArtifactMismatchError, match=planted):
+        train(language_model, make_examples(), CONFIG, output=output, seed=5)
+    assert not sprung.exists()
+
+
+def test_a_folder_with_checkpoints_of_others_is_neither_read_nor_cleared(language_model, tmp_path: Path) -> None:
+    theirs = tmp_path / "checkpoint-3"
+    theirs.mkdir()
+    sprung = tmp_path / "sprung"
+    for name in ("optimizer.pt", MOMENTS):
+        (theirs / name).write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(ArtifactMismatchError, match="choose another folder"):
+        train(language_model, make_examples(), CONFIG, output=tmp_path, seed=5)
+    assert not sprung.exists()
+    assert len(list(theirs.iterdir())) == 2
+
+
+def test_another_model_is_another_training(language_model, trained) -> None:
+    result, _ = trained
+    other = replace(language_model, model=copy.deepcopy(language_model.model))
+    other.model.lm_head.weight.data += 1
+    with pytest.raises(ArtifactMismatchError, match="holds another training"):
+        train(other, make_examples(), CONFIG, output=result.adapter.parent, seed=5)
 
 
 def test_a_finished_training_is_not_repeated(language_model, trained) -> None:

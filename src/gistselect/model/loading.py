@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.errors import ModelError
-from gistselect.model.config import ModelConfig
+from gistselect.model.config import ModelConfig, ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +115,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def resolved_precision(config: ModelSettings) -> dict[str, str]:
+    """What `auto` stands for on this machine: number format, and kind of device (`cpu`, `cuda`); loads no model.
+
+    Both belong in the key of whatever a model computes. Raises `ModelError` if there is no such device.
+    """
+    device = resolve_device(config.device)
+    return {"dtype": str(resolve_dtype(config.dtype, device)).removeprefix("torch."), "device": device.type}
 
 
 def model_digest(config: ModelConfig) -> str:

@@ -76,7 +76,7 @@ def _warmed_up(run: Run, pool: TokenizedPool) -> list[Checkpoint]:
         n_steps = last_epoch * steps_per_epoch(len(rows), config.warmup.global_batch_size)
         with run.reporter.step("warm-up", total=n_steps, unit="steps") as step:
             result = train(
-                run.load_model(),
+                config.source,
                 pool.select(rows),
                 config.warmup,
                 output=artifact / "training",

@@ -119,7 +119,7 @@ def _fine_tuned(run: Run, pool: TokenizedPool, one: FineTuning) -> Artifact:
         n_steps = config.finetune.epochs * steps_per_epoch(len(one.rows), config.finetune.global_batch_size)
         with run.reporter.step(f"train on {one.name}", total=n_steps, unit="steps") as step:
             result = train(
-                run.load_model(),
+                config.source,
                 pool.select(one.rows),
                 config.finetune,
                 output=artifact / "training",

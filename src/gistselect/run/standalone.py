@@ -11,7 +11,7 @@ from gistselect.data.tokens import encode
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation.session import evaluate
 from gistselect.export import ExportJob
-from gistselect.model.loading import load_model, load_tokenizer
+from gistselect.model.loading import load_tokenizer
 from gistselect.report.charts import Line, line_chart
 from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
 from gistselect.run.progress import Reporter
@@ -36,9 +36,7 @@ def train_on_rows(config: TrainConfig, reporter: Reporter) -> list[TrainingResul
         folder = config.output / f"seed-{seed}"
         n_steps = config.training.epochs * steps_per_epoch(len(examples), config.training.global_batch_size)
         with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps") as step:
-            result = train(
-                load_model(config.source), examples, config.training, output=folder, seed=seed, progress=step.reach
-            )
+            result = train(config.source, examples, config.training, output=folder, seed=seed, progress=step.reach)
         _draw_curve(result, folder / "curve.svg")
         reporter.say(f"  checkpoint: {result.adapter}")
         if config.merge:

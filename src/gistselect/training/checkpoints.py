@@ -6,6 +6,8 @@ for byte, what this training recorded when it wrote the checkpoint, and is remov
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ MOMENTS = "moments.safetensors"
 CURVE = "curve.json"
 RECEIPT = "training.json"
 """Written first with the training's digest, and last with its result."""
+CHECKPOINTS = "checkpoint-*"
 PICKLES = (".pt", ".pth", ".bin")
 """What Trainer keeps for a resume; removed when the training is done."""
 
@@ -110,29 +113,60 @@ def load_moments(path: Path) -> Moments:
 def resume_state(output: Path, digest: str) -> TrainingResult | None:
     """The finished training of this digest if `output` holds it; otherwise `output` is made ready.
 
-    Raises `ArtifactMismatchError` if `output` holds another training.
+    Raises `ArtifactMismatchError` if `output` holds another training, or checkpoints of another tool.
     """
     receipt = output / RECEIPT
-    if receipt.exists():
-        stored = read_json(receipt)
-        if stored["digest"] != digest:
+    if not receipt.exists():
+        if others := sorted(output.glob(CHECKPOINTS)):
             raise ArtifactMismatchError(
-                f"{output} holds another training (rows, options or seed); choose another folder or remove it."
+                f"{others[0]} was not written by this training: {output} has no {RECEIPT}; choose another folder."
             )
-        return _stored_result(output, stored) if "checkpoints" in stored else None
-    write_json(receipt, {"digest": digest})
-    return None
+        write_json(receipt, {"digest": digest, "written": {}})
+        return None
+    stored = read_json(receipt)
+    if stored.get("digest") != digest:
+        raise ArtifactMismatchError(
+            f"{output} holds another training (model, rows, options or seed); choose another folder or remove it."
+        )
+    return _stored_result(output, stored) if "checkpoints" in stored else None
+
+
+def record(folder: Path) -> None:
+    """Note in the receipt what a whole checkpoint holds; only what is noted is ever continued from."""
+    receipt = folder.parent / RECEIPT
+    stored = read_json(receipt)
+    write_json(receipt, {**stored, "written": {**stored["written"], folder.name: _checksums(folder)}})
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint; one that was cut off while it was written is removed."""
+    """The newest whole checkpoint; one that was cut off while it was written is removed.
+
+    Raises `ArtifactMismatchError` if a file differs from what was noted: unpickling it could run anything.
+    """
+    written = read_json(output / RECEIPT)["written"]
     whole = []
-    for folder in output.glob("checkpoint-*"):
-        if (folder / MOMENTS).exists():
-            whole.append(folder)
-        else:
+    for folder in output.glob(CHECKPOINTS):
+        if folder.name not in written:
             shutil.rmtree(folder)
+            continue
+        found, noted = _checksums(folder), written[folder.name]
+        if changed := sorted(name for name in found.keys() | noted.keys() if found.get(name) != noted.get(name)):
+            raise ArtifactMismatchError(
+                f"{folder / changed[0]} is not as this training left it; remove {folder} and run again: the training "
+                "continues from the checkpoint before."
+            )
+        whole.append(folder)
     return max(whole, key=step_of, default=None)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by its path in the folder; the files are on the disk when it returns."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def step_of(folder: Path) -> int:
@@ -142,7 +176,7 @@ def step_of(folder: Path) -> int:
 
 def finish(output: Path, digest: str, per_epoch: int) -> TrainingResult:
     """Collect what the training left, write the receipt, and remove what only a resume needs."""
-    folders = sorted(output.glob("checkpoint-*"), key=step_of)
+    folders = sorted(output.glob(CHECKPOINTS), key=step_of)
     history = read_json(folders[-1] / "trainer_state.json")["log_history"]
     curve = [(log["step"], log["loss"], log["learning_rate"]) for log in history if "loss" in log]
     checkpoints = []
@@ -154,13 +188,16 @@ def finish(output: Path, digest: str, per_epoch: int) -> TrainingResult:
     write_json(output / CURVE, curve)
     receipt = {"digest": digest, "checkpoints": checkpoints}
     write_json(output / RECEIPT, receipt)
+    for path in output.glob(f"{CHECKPOINTS}/*"):
+        if path.suffix in PICKLES:
+            path.unlink()
     return _stored_result(output, receipt)
 
 
 def _stored_result(output: Path, stored: dict[str, Any]) -> TrainingResult:
-    for path in output.glob("checkpoint-*/*"):
-        if path.suffix in PICKLES:
-            path.unlink()
+    for one in stored["checkpoints"]:
+        if not (output / one["path"] / MOMENTS).is_file():
+            raise ArtifactMismatchError(f"{output / one['path']} is missing or damaged; remove {output} and run again.")
     return TrainingResult(
         checkpoints=tuple(Checkpoint(**{**one, "path": output / one["path"]}) for one in stored["checkpoints"]),
         curve=tuple((step, loss, rate) for step, loss, rate in read_json(output / CURVE)),

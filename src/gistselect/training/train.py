@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gistselect.errors import ConfigError, DataError, ModelError
 from gistselect.files import replacing_folder
@@ -20,6 +23,7 @@ from gistselect.training.checkpoints import (
     TrainingResult,
     finish,
     last_checkpoint,
+    record,
     resume_state,
     save_moments,
     step_of,
@@ -28,7 +32,6 @@ from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_ep
 from gistselect.types import Example
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from gistselect.model.loading import LanguageModel
@@ -58,7 +61,7 @@ def train(
     _check(examples, config, stop_after_epoch)
     last_epoch = stop_after_epoch or config.epochs
     per_epoch = steps_per_epoch(len(examples), config.global_batch_size)
-    digest = _training_digest(examples, config, seed, last_epoch)
+    digest = _training_digest(model, examples, config, seed, last_epoch)
     if finished := resume_state(output, digest):
         return finished
     resume_from = last_checkpoint(output)
@@ -111,12 +114,23 @@ def _check(examples: Sequence[Example], config: TrainingConfig, stop_after_epoch
         raise ConfigError(f"stop_after_epoch={stop_after_epoch} is not one of the epochs 1 to {config.epochs}.")
 
 
-def _training_digest(examples: Sequence[Example], config: TrainingConfig, seed: int, last_epoch: int) -> str:
-    content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed, last_epoch]).encode())
+def _training_digest(
+    model: ModelConfig | LanguageModel, examples: Sequence[Example], config: TrainingConfig, seed: int, last_epoch: int
+) -> str:
+    content = hashlib.sha256(json.dumps([config.model_dump(mode="json"), seed, last_epoch, *_identity(model)]).encode())
     for example in examples:
         content.update(repr((example.id, example.n_tokens)).encode())
         content.update(example.input_ids.tobytes() + example.supervised.tobytes())
     return content.hexdigest()
+
+
+def _identity(model: ModelConfig | LanguageModel) -> list[Any]:
+    """What a training's numbers owe to its model: weights, and how they are held."""
+    from gistselect.model.loading import model_digest, resolved_precision, weights_digest
+
+    if isinstance(model, ModelConfig):
+        return [model_digest(model), resolved_precision(model), model.quantization]
+    return [weights_digest(model.model), str(model.dtype), model.device.type]
 
 
 def _language_model(model: ModelConfig | LanguageModel, config: TrainingConfig) -> LanguageModel:
@@ -155,8 +169,8 @@ def _trainer(
     trainer = SeededOrderTrainer(
         model=language_model.model,
         args=_arguments(language_model, len(examples), config, output, seed),
-        train_dataset=[_features(example) for example in examples],  # pyright: ignore[reportArgumentType]
-        data_collator=_Collator(language_model.tokenizer.pad_token_id),
+        train_dataset=_Rows(examples),  # pyright: ignore[reportArgumentType]
+        data_collator=_collator(language_model.tokenizer),
         callbacks=[_callback(last_epoch, total_steps, progress)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -251,36 +265,32 @@ class _EpochSampler:
         )
 
 
-def _features(example: Example) -> dict[str, Any]:
-    """Token ids (t,) and labels (t,), -100 where the token is not supervised."""
-    import torch
+class _Rows:
+    """Token ids (t,) and labels (t,) of each row, -100 where the token is not supervised; made when asked for."""
 
-    input_ids = torch.from_numpy(example.input_ids.astype("int64"))
-    return {
-        "input_ids": input_ids,
-        "labels": input_ids.masked_fill(~torch.from_numpy(example.supervised), -100),
-    }
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, row: int) -> dict[str, list[int]]:
+        example = self.examples[row]
+        labels = np.where(example.supervised, example.input_ids, -100)
+        return {"input_ids": example.input_ids.tolist(), "labels": labels.tolist()}
 
 
-@dataclass(frozen=True)
-class _Collator:
-    """Pads on the right to the longest row of the batch."""
+def _collator(tokenizer: Any) -> Any:
+    """Pads on the right, whatever side the tokenizer pads on for generation."""
+    from transformers import DataCollatorForSeq2Seq
 
-    pad_token_id: int | None
-
-    def __call__(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        ids = [row["input_ids"] for row in rows]
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id or 0),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=-100),
-        }
+    padding = copy.copy(tokenizer)
+    padding.padding_side = "right"
+    return DataCollatorForSeq2Seq(padding)
 
 
 def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> TrainerCallback:
+    from accelerate import PartialState
     from transformers import TrainerCallback
 
     class EpochCheckpoints(TrainerCallback):
@@ -302,8 +312,10 @@ def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> T
             control.should_training_stop = round(state.epoch) >= last_epoch
 
         def on_save(self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **_: Any) -> None:
+            PartialState().wait_for_everyone()  # each process writes its own random state
             if state.is_world_process_zero:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 save_moments(folder / MOMENTS, model, optimizer.state, state.global_step)
+                record(folder)
 
     return EpochCheckpoints()
