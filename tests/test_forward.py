@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     FalconH1Config,
     GPTNeoXConfig,
     HyperCLOVAXConfig,
@@ -22,10 +21,8 @@ from gistselect.errors import DataError, ModelError
 from gistselect.model.forward import Forward
 from gistselect.model.loading import LanguageModel
 from gistselect.types import Example
+from tiny_models import GROUPED, SMALL, bare_model, examples
 
-VOCABULARY = 96
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
 FALCON_H1 = {
     **GROUPED,
     "head_dim": 8,
@@ -37,33 +34,14 @@ FALCON_H1 = {
     "mamba_chunk_size": 8,
     "lm_head_multiplier": 0.3,
 }
+OPT = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
 MODELS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**GROUPED),
-    "gpt-neox": GPTNeoXConfig(**SMALL, intermediate_size=48),
-    "opt": OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=32),
+    "gpt-neox": GPTNeoXConfig(**SMALL),
+    "opt": OPTConfig(**OPT, ffn_dim=48, word_embed_proj_dim=32),
     "hyperclovax": HyperCLOVAXConfig(**GROUPED, head_dim=8, logits_scaling=0.125),
     "falcon-h1": FalconH1Config(**FALCON_H1),
 }
-
-
-def examples(lengths: Sequence[int] = (7, 21, 12, 5, 30, 9, 21)) -> list[Example]:
-    rng = np.random.default_rng(1)
-    rows = []
-    for number, length in enumerate(lengths):
-        supervised = rng.random(length) < 0.4
-        supervised[length // 2] = True
-        ids = rng.integers(0, VOCABULARY, length, dtype=np.int32)
-        rows.append(Example(id=f"row-{number}", input_ids=ids, supervised=supervised))
-    return rows
-
-
-def random_model(name: str) -> LanguageModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(MODELS[name])).float()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and "norm" not in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return LanguageModel(model=model, tokenizer=None, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def own_losses(language_model: LanguageModel, rows: Sequence[Example]) -> np.ndarray:
@@ -81,7 +59,7 @@ def own_losses(language_model: LanguageModel, rows: Sequence[Example]) -> np.nda
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_are_the_models_own(name: str, packing: str) -> None:
     """Also where a multiplier that no list of ours knows stands before the logits."""
-    language_model = random_model(name)
+    language_model = bare_model(MODELS[name])
     forward = Forward(language_model, packing, batch_tokens=64)
     found = forward.losses(examples())
     assert found.dtype == np.float64
@@ -90,7 +68,7 @@ def test_losses_are_the_models_own(name: str, packing: str) -> None:
 
 
 def test_last_hidden_states_are_the_models_own() -> None:
-    language_model, rows = random_model("llama"), examples()
+    language_model, rows = bare_model(MODELS["llama"]), examples()
     forward = Forward(language_model, batch_tokens=64)
     reference = copy.deepcopy(language_model.model.model)
     lengths = np.array([row.n_tokens for row in rows])
@@ -105,7 +83,7 @@ def test_last_hidden_states_are_the_models_own() -> None:
 
 
 def test_every_module_gets_its_mode_back_and_dropout_is_off() -> None:
-    language_model = random_model("opt")
+    language_model = bare_model(MODELS["opt"])
     model = language_model.model.train()
     model.model.decoder.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
@@ -116,7 +94,7 @@ def test_every_module_gets_its_mode_back_and_dropout_is_off() -> None:
 
 
 def test_rows_are_counted_and_batches_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    language_model, told = random_model("llama"), []
+    language_model, told = bare_model(MODELS["llama"]), []
     forward = Forward(language_model, batch_tokens=200)
     expected = forward.losses(examples(), told.append)
     assert sum(told) == len(expected)
@@ -136,7 +114,7 @@ def test_rows_are_counted_and_batches_halved_when_memory_runs_out(monkeypatch: p
 
 
 def test_what_has_no_loss_is_refused_by_name() -> None:
-    forward = Forward(random_model("llama"))
+    forward = Forward(bare_model(MODELS["llama"]))
     ids = np.array([1, 2, 3], dtype=np.int32)
     with pytest.raises(DataError, match="'empty'"):
         forward.losses([Example(id="empty", input_ids=ids, supervised=np.array([True, False, False]))])

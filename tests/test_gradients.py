@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -15,50 +13,31 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GemmaConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
-from gistselect.model import attention, capture, forward, products
-from gistselect.model.adapters import AdapterConfig, attach_adapter, prepare_for_gradients
+from gistselect.model import attention, capture, factors, forward, products
+from gistselect.model.adapters import prepare_for_gradients
 from gistselect.model.batches import build_batch, trimmed_lengths
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
 from gistselect.model.loss import OutputHead
-from gistselect.model.sinks import BasisSink, GramSink, ProjectionSink, SketchSink
+from gistselect.model.sinks import BasisSink, DenseSink, GramSink, NormSink, ProjectionSink, SketchSink
 from gistselect.types import Example
+from tiny_models import (
+    FAMILIES,
+    GROUPED,
+    VOCABULARY,
+    adapted_model,
+    bare_model,
+    examples,
+    language_model,
+    looped,
+    reference,
+    relative_error,
+)
 
-VOCABULARY = 96
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-GROUPED = {**SMALL, "num_key_value_heads": 2}
-FAMILIES: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**GROUPED, tie_word_embeddings=False),
-    "llama-tied": LlamaConfig(**GROUPED, tie_word_embeddings=True),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
-    "gemma": GemmaConfig(**GROUPED, head_dim=8),
-    "gemma2": Gemma2Config(**GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=10),
-    "gpt-neox": GPTNeoXConfig(**SMALL),
-}
 MODES: dict[str, EngineConfig] = {
     "padded": EngineConfig(packing="padded"),
     "packed": EngineConfig(packing="packed"),
@@ -67,64 +46,6 @@ MODES: dict[str, EngineConfig] = {
     "packed-checkpointed": EngineConfig(packing="packed", activation_checkpointing=True),
     "autograd": EngineConfig(capture="autograd"),
 }
-
-
-def examples(lengths: Sequence[int] = (7, 21, 12, 5, 30, 9, 21)) -> list[Example]:
-    rng = np.random.default_rng(1)
-    rows = []
-    for number, length in enumerate(lengths):
-        supervised = rng.random(length) < 0.4
-        supervised[length // 2] = True
-        ids = rng.integers(0, VOCABULARY, length, dtype=np.int32)
-        rows.append(Example(id=f"row-{number}", input_ids=ids, supervised=supervised))
-    return rows
-
-
-def language_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, **adapter: object) -> LanguageModel:
-    """A random model with a rank-4 adapter whose second factor is not zero."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).to(dtype)
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return adapted_model(LanguageModel(model=model, tokenizer=None, device=torch.device("cpu"), dtype=dtype), **adapter)
-
-
-def adapted_model(bare: LanguageModel, **adapter: object) -> LanguageModel:
-    adapted = attach_adapter(bare, AdapterConfig(rank=4, alpha=8, **adapter), seed=3)
-    for name, parameter in adapted.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return adapted
-
-
-def looped(adapted: LanguageModel, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and gradients by one ordinary `backward` per example, through the model's own labels argument."""
-    model = copy.deepcopy(adapted.model).eval()
-    weights = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
-    for parameter in weights:
-        parameter.requires_grad_(True)
-    losses, gradients = [], []
-    for row in rows:
-        ids = torch.tensor(row.input_ids.astype(np.int64))[None]
-        labels = torch.where(torch.tensor(row.supervised)[None], ids, -100)
-        model.zero_grad()
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in weights]).double().numpy())
-    return np.array(losses), np.stack(gradients)
-
-
-@cache
-def reference(family: str) -> tuple[LanguageModel, np.ndarray, np.ndarray]:
-    adapted = language_model(FAMILIES[family])
-    return adapted, *looped(adapted, examples())
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest length of a row's error, relative to the row."""
-    return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -200,7 +121,7 @@ def test_outer_products_by_one_batched_product() -> None:
     rows = examples()
     batch = build_batch(rows, np.arange(len(rows)), trimmed_lengths(rows), "packed", 0)
     left, right = torch.randn(int(batch.ends[-1]), 3), torch.randn(int(batch.ends[-1]), 4)
-    found = torch.bmm(capture.unpacked(left, batch).transpose(1, 2), capture.unpacked(right, batch))
+    found = torch.bmm(factors.unpacked(left, batch).transpose(1, 2), factors.unpacked(right, batch))
     for one, start, length in zip(found, batch.starts, batch.lengths, strict=True):
         torch.testing.assert_close(one, left[start : start + length].T @ right[start : start + length])
 
@@ -340,16 +261,21 @@ def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkey
     adapted.model.to(device)
     engine.device, engine.forward.device, engine.forward.head = device, device, OutputHead.of(narrow.causal)
     rows, blocks, every = examples(), engine.parameters, range(len(engine.parameters))
+    p_bytes = 4 * sum(block.size for block in blocks) / 1e9
     columns = tuple(torch.empty(block.size, 5, dtype=torch.bfloat16, device=device) for block in blocks)
     basis = Basis(names=tuple(block.name for block in blocks), blocks=columns)
-    made = [
-        GramSink(len(rows), every, blocks, torch.float32, device),
-        BasisSink(torch.empty(len(rows), 3, device=device), every, blocks, torch.float32),
-        *(ProjectionSink(len(rows), basis, held, torch.float32, device) for held in (1, 3, 64)),
-        SketchSink(len(rows), SketchConfig(dimension=3, seed=0), blocks, torch.float32, device),
+    weights = torch.empty(len(rows), 3, device=device)
+    sketch = SketchConfig(dimension=3, seed=0)
+    passes = [
+        (1.0, [GramSink(every)]),
+        (1.0, [BasisSink(weights, every)]),
+        *((1.01 * held * p_bytes, [ProjectionSink(basis)]) for held in (1, 3, 64)),
+        (1.0, [SketchSink(sketch)]),
+        (1.0, [NormSink(), ProjectionSink(basis), SketchSink(sketch), ProjectionSink(basis), DenseSink()]),
     ]
-    for sink in made:
-        _, losses = engine._attempt(rows, trimmed_lengths(rows), lambda sink=sink: sink)
+    for gradient_memory_gb, sinks in passes:
+        engine.config = EngineConfig(gradient_memory_gb=gradient_memory_gb)
+        losses = engine._attempt(rows, trimmed_lengths(rows), sinks)
         assert losses.device == device
 
 
@@ -520,14 +446,8 @@ def test_what_has_no_gradient_is_refused_by_name() -> None:
         engine.gradients([Example(id="wide", input_ids=ids + 996, supervised=ids > 0)])
     with pytest.raises(DataError, match="no examples"):
         engine.gram([])
-    bare = LanguageModel(
-        model=AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES["llama"])),
-        tokenizer=None,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
     with pytest.raises(ModelError, match="no adapter"):
-        GradientEngine(bare)
+        GradientEngine(bare_model(FAMILIES["llama"]))
 
 
 def test_a_basis_is_stored_whole_and_belongs_to_its_adapter(tmp_path: Path) -> None:

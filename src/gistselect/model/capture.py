@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,65 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gistselect.model.adapters import adapter_parameters
-from gistselect.model.batches import Batch
-from gistselect.model.products import product
-
-
-class ParameterBlock(NamedTuple):
-    """One adapter parameter: a matrix, or a vector as one row."""
-
-    name: str
-    shape: tuple[int, int]
-
-    @property
-    def size(self) -> int:
-        return self.shape[0] * self.shape[1]
-
-
-class Sink:
-    """Takes the gradients of one batch after the other, block by block in any order."""
-
-    blocks: Container[int]
-    """The blocks that are wanted; the others are not formed."""
-    dtype: torch.dtype
-    """Number format in which gradients arrive."""
-
-    def begin(self, rows: Tensor) -> None:
-        """A batch with the examples at `rows` (n,) starts."""
-
-    def compress(self, block: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Shrink the two factors (…, tokens, out) and (…, tokens, in) before their product is formed."""
-        return left, right
-
-    def room(self, block: int) -> Tensor | None:
-        """Memory (n, out · in) for the gradients of a block, if this sink keeps them in a place of its own."""
-        return None
-
-    def add(self, block: int, gradients: Tensor) -> None:
-        """Gradients (n, out, in) of a block for the examples of this batch; those in `room`, if it gave some."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """No more batches for now."""
-
-    def broken(self) -> Tensor | None:
-        """Which examples (n,) hold NaN or infinity; None if examples are not kept apart."""
-        return None
-
-
-@dataclass
-class Capture:
-    """Where the gradients of the batch at hand go."""
-
-    sink: Sink
-    batch: Batch
-
-    def __call__(self, block: int, left: Tensor, right: Tensor) -> None:
-        """Form Σ_tokens leftᵀ right for each example and hand it on."""
-        if block in self.sink.blocks:
-            left, right = self.sink.compress(block, left, right)
-            room = self.sink.room(block)
-            self.sink.add(block, outer_products(left, right, self.batch, self.sink.dtype, room))
+from gistselect.model.factors import ParameterBlock
 
 
 class LoraCapture:
@@ -89,7 +30,8 @@ class LoraCapture:
             for name, layer, adapter in self.layers
             for factor, weight in (("A", layer.lora_A[adapter].weight), ("B", layer.lora_B[adapter].weight))
         ]
-        self.current: Capture | None = None
+        self.take: Callable[[int, Tensor, Tensor], None] | None = None
+        """Gets the two factors of each block's gradients, (n_rows, width, out) and (n_rows, width, in)."""
 
     @staticmethod
     def obstacle(model: Any) -> str | None:
@@ -139,9 +81,9 @@ class LoraCapture:
         return forward
 
     def _emit(self, block: int, grad_inner: Tensor, inputs: Tensor, grad: Tensor, inner: Tensor) -> None:
-        if self.current is not None:
-            self.current(block, grad_inner, inputs)
-            self.current(block + 1, grad, inner)
+        if self.take is not None:
+            self.take(block, grad_inner, inputs)
+            self.take(block + 1, grad, inner)
 
 
 class _Factors(NamedTuple):
@@ -214,31 +156,6 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any, str]]:
             for adapter in module.active_adapters:
                 if adapter in module.lora_A:
                     yield name, module, adapter
-
-
-def outer_products(left: Tensor, right: Tensor, batch: Batch, dtype: torch.dtype, room: Tensor | None = None) -> Tensor:
-    """Σ_tokens leftᵀ right per example (n, out, in), from (n_rows, width, out) and (n_rows, width, in).
-
-    They are written to `room`, if it is given.
-    """
-    shape = len(batch.lengths), left.shape[2], right.shape[2]
-    if batch.packed and left.device.type == "cpu":
-        left, right = left[0].to(dtype), right[0].to(dtype)
-        products = left.new_empty(shape) if room is None else room.view(shape)
-        for one, start, length in zip(products, batch.starts, batch.lengths, strict=True):
-            torch.mm(left[start : start + length].T, right[start : start + length], out=one)
-        return products
-    if batch.packed:
-        left, right = unpacked(left[0], batch), unpacked(right[0], batch)
-    products = product(left.transpose(1, 2), right, dtype)
-    return products if room is None else room.view(shape).copy_(products)
-
-
-def unpacked(flat: Tensor, batch: Batch) -> Tensor:
-    """(n, longest, width) zero-padded examples from packed tokens (t, width)."""
-    padded = flat.new_zeros(len(batch.lengths) * batch.longest, flat.shape[1])
-    padded[batch.places] = flat
-    return padded.view(len(batch.lengths), batch.longest, -1)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,17 +15,23 @@ from torch import Tensor
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
 from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
+from gistselect.model.basis import Basis
 from gistselect.model.batches import Batch, trimmed_lengths
-from gistselect.model.capture import Capture, LoraCapture, ParameterBlock, Sink, checkpointed_layers
+from gistselect.model.capture import LoraCapture, checkpointed_layers
 from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.factors import ParameterBlock
+from gistselect.model.fan import Fan
 from gistselect.model.forward import Forward, example_means
 from gistselect.model.loading import LanguageModel
 from gistselect.model.sinks import (
-    Basis,
     BasisSink,
+    Collector,
     DenseSink,
     GramSink,
+    NormSink,
     ProjectionSink,
+    Sink,
+    Site,
     SketchSink,
     parameter_groups,
 )
@@ -35,10 +40,17 @@ from gistselect.types import Example
 __all__ = ["Basis", "EngineConfig", "GradientEngine", "GradientFeatures", "ParameterBlock", "SketchConfig"]
 
 log = logging.getLogger(__name__)
-AnySink = TypeVar("AnySink", bound=Sink)
 
-HELD_ROWS = 64
-"""Gradients projected together: fewer would cost reading the basis more often than the arithmetic."""
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a pass says of every example, whatever it collects; (n,) each, in their order."""
+
+    loss: NDArray[np.float32]
+    """Mean loss of the supervised tokens."""
+    n_supervised: NDArray[np.int64]
+    gradient_norm: NDArray[np.float32]
+    """Length of the whole gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +109,23 @@ class GradientEngine:
         self.forward = Forward(language_model, packing, self.config.batch_tokens, within=self._capturing)
         log.info("gradient engine: %s", self.mode)
 
+    def collect(self, examples: Sequence[Example], sinks: Sequence[Collector]) -> Measured:
+        """One backward pass that feeds every sink; each then has its `result()`, (n, width) in the examples' order.
+
+        What a sink gets does not depend on the others. Raises `DataError` for an example without a supervised token,
+        `ArtifactMismatchError` for a sink of another adapter.
+        """
+        norm = NormSink()
+        loss, n_supervised = self._pass(examples, [norm, *sinks])
+        return Measured(
+            loss=loss.cpu().numpy(), n_supervised=n_supervised, gradient_norm=norm.values.sqrt().flatten().cpu().numpy()
+        )
+
     def gradients(self, examples: Sequence[Example]) -> NDArray[np.float32]:
         """All gradients (n, p), for a few examples; parameters in the order of `parameters`."""
-        n = len(examples)
-        sink, _, _ = self._pass(examples, lambda: DenseSink(n, self.parameters, self.dtype, self.device))
-        return sink.values.cpu().numpy()
+        sink = DenseSink()
+        self._pass(examples, [sink])
+        return sink.result()
 
     def gram_passes(self, n: int) -> int:
         """Times that `gram` goes through n examples."""
@@ -113,8 +137,9 @@ class GradientEngine:
         n = len(examples)
         total = torch.zeros(n, n, dtype=torch.float64)
         for group in self._groups(n):
-            make = partial(GramSink, n, group, self.parameters, self.dtype, self.device)
-            total += self._pass(examples, make)[0].gram()
+            sink = GramSink(group)
+            self._pass(examples, [sink])
+            total += sink.gram()
         return total.numpy()
 
     def basis_passes(self, rank: int) -> int:
@@ -130,7 +155,8 @@ class GradientEngine:
             raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
         tensor = torch.from_numpy(np.ascontiguousarray(weights)).to(self.device)
         for group in self._basis_groups(weights.shape[1]):
-            sink, _, _ = self._pass(examples, partial(BasisSink, tensor, group, self.parameters, self.dtype))
+            sink = BasisSink(tensor, group)
+            self._pass(examples, [sink])
             yield Basis(
                 names=tuple(self.parameters[block].name for block in group),
                 blocks=tuple(sink.values[block].to(self.basis_dtype) for block in group),
@@ -145,20 +171,20 @@ class GradientEngine:
 
         Raises `ArtifactMismatchError` if the basis was fitted on another adapter.
         """
-        names = tuple(block.name for block in self.parameters)
-        sizes = tuple(block.size for block in self.parameters)
-        if basis.names != names or tuple(len(block) for block in basis.blocks) != sizes:
-            raise ArtifactMismatchError("the basis was fitted on another adapter; fit it again on this one.")
-        held = int(min(HELD_ROWS, self.config.gradient_memory_gb * 1e9 / (sum(sizes) * self.dtype.itemsize)))
-        make = partial(ProjectionSink, len(examples), basis, max(held, 1), self.dtype, self.device)
-        sink, loss, n_supervised = self._pass(examples, make)
-        return _gradient_features(sink.features, loss, n_supervised, sink.squares.sqrt())
+        sink = ProjectionSink(basis)
+        measured = self.collect(examples, [sink])
+        return GradientFeatures(features=sink.result(), **vars(measured))
 
     def sketch(self, examples: Sequence[Example], sketch: SketchConfig) -> GradientFeatures:
         """Sketches of every gradient (n, d), d = Σ over parameters of the product of the projected sides."""
-        make = partial(SketchSink, len(examples), sketch, self.parameters, self.dtype, self.device)
-        sink, loss, n_supervised = self._pass(examples, make)
-        return _gradient_features(sink.values, loss, n_supervised, torch.linalg.vector_norm(sink.values, dim=1))
+        sink = SketchSink(sketch)
+        loss, n_supervised = self._pass(examples, [sink])
+        return GradientFeatures(
+            features=sink.result(),
+            loss=loss.cpu().numpy(),
+            n_supervised=n_supervised,
+            gradient_norm=torch.linalg.vector_norm(sink.values, dim=1).cpu().numpy(),
+        )
 
     def close(self) -> None:
         """Give the model back as it came: training mode and trainable parameters."""
@@ -213,83 +239,71 @@ class GradientEngine:
                 parameter.requires_grad_(True)
             yield
 
-    def _pass(
-        self, examples: Sequence[Example], make_sink: Callable[[], AnySink]
-    ) -> tuple[AnySink, Tensor, NDArray[np.int64]]:
-        """Send the gradients of all examples to a new sink: sink, losses (n,) on the device, label counts (n,).
+    @property
+    def site(self) -> Site:
+        """Where this engine's sinks work."""
+        return Site(
+            blocks=self.parameters,
+            dtype=self.dtype,
+            gradient_dtype=torch.bfloat16 if self.basis_dtype == torch.bfloat16 else self.dtype,
+            device=self.device,
+            gradient_bytes=self.config.gradient_memory_gb * 1e9,
+        )
+
+    def _pass(self, examples: Sequence[Example], sinks: Sequence[Sink]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Send the gradients of all examples to sinks: losses (n,) on the device, label counts (n,).
 
         When memory runs out the pass starts again with half the tokens per batch.
         """
         self._check(examples)
         lengths = trimmed_lengths(examples)
         n_supervised = np.array([example.n_supervised for example in examples], dtype=np.int64)
-        attempt = partial(self._attempt, examples, lengths, make_sink)
+        attempt = partial(self._attempt, examples, lengths, sinks)
         remedy = "activation_checkpointing=true, a smaller rank, a sketch or a shorter max_length"
-        return *self.forward.retried(int(lengths.max()), attempt, remedy), n_supervised
+        return self.forward.retried(int(lengths.max()), attempt, remedy), n_supervised
 
-    def _attempt(
-        self, examples: Sequence[Example], lengths: NDArray[np.int64], make_sink: Callable[[], AnySink]
-    ) -> tuple[AnySink, Tensor]:
-        sink = make_sink()
+    def _attempt(self, examples: Sequence[Example], lengths: NDArray[np.int64], sinks: Sequence[Sink]) -> Tensor:
+        fan = Fan(sinks, len(examples), self.site)
         losses = torch.empty(len(examples), dtype=self.dtype, device=self.device)
         with self.forward.running():
             for batch in self.forward.batches(examples, lengths):
-                self._backward(batch, sink, losses)
+                self._backward(batch, fan, losses)
                 if self._on_tokens is not None:
                     self._on_tokens(int(batch.lengths.sum()))
-            sink.finish()
+            fan.finish()
             if self.forward.layout == "packed":
-                self._repeat_broken(examples, lengths, sink, losses)
-        return sink, losses
+                self._repeat_broken(examples, lengths, fan, losses)
+        return losses
 
-    def _repeat_broken(
-        self, examples: Sequence[Example], lengths: NDArray[np.int64], sink: Sink, losses: Tensor
-    ) -> None:
+    def _repeat_broken(self, examples: Sequence[Example], lengths: NDArray[np.int64], fan: Fan, losses: Tensor) -> None:
         """Run the broken examples again, alone: in a packed row NaN spreads through masked attention (0 · NaN)."""
-        broken = sink.broken()
+        broken = fan.broken()
         for row in [] if broken is None else broken.nonzero().flatten().tolist():
-            self._backward(self.forward.single(examples, row, lengths), sink, losses)
-        sink.finish()
+            self._backward(self.forward.single(examples, row, lengths), fan, losses)
+        fan.finish()
 
     def _check(self, examples: Sequence[Example]) -> None:
         if not examples:
             raise DataError("there are no examples to take gradients of.")
         self.forward.check(examples)
 
-    def _backward(self, batch: Batch, sink: Sink, losses: Tensor) -> None:
-        sink.begin(batch.rows)
+    def _backward(self, batch: Batch, fan: Fan, losses: Tensor) -> None:
+        fan.begin(batch)
         batch_losses = example_means(self.forward.token_losses(batch), batch)
         total = batch_losses.sum()
         if self._capture is None:
-            gradients = torch.autograd.grad(total, self._fallback)
-            self._emit(gradients, batch, sink)
+            for block, gradient in enumerate(torch.autograd.grad(total, self._fallback)):
+                # The gradient of one example, as the product of the identity and itself.
+                matrix = _as_matrix(gradient)[None]
+                fan(block, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)[None], matrix)
         else:
-            self._capture.current = Capture(sink, batch)
+            self._capture.take = fan
             try:
                 total.backward()
             finally:
-                self._capture.current = None
+                self._capture.take = None
         losses[batch.rows] = batch_losses.detach()
-
-    def _emit(self, gradients: Sequence[Tensor], batch: Batch, sink: Sink) -> None:
-        """Hand on gradients of one example as the product of the identity and themselves."""
-        capture = Capture(sink, batch)
-        for block, gradient in enumerate(gradients):
-            matrix = _as_matrix(gradient)[None]
-            identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)[None]
-            capture(block, identity, matrix)
 
 
 def _as_matrix(value: Tensor) -> Tensor:
     return value.reshape(1, -1) if value.dim() < 2 else value.flatten(1)
-
-
-def _gradient_features(
-    features: Tensor, loss: Tensor, n_supervised: NDArray[np.int64], norm: Tensor
-) -> GradientFeatures:
-    return GradientFeatures(
-        features=features.cpu().numpy(),
-        loss=loss.cpu().numpy(),
-        n_supervised=n_supervised,
-        gradient_norm=norm.cpu().numpy(),
-    )

@@ -1,132 +1,155 @@
-"""What becomes of per-example gradients as they appear: rows, Gram matrix, basis, features or sketches."""
+"""What becomes of per-example gradients as they appear: rows, Gram matrix, basis, norms, features or sketches.
+
+A sink is made once from its options and serves any number of passes; `start` makes it ready for one. So a basis is
+sent to its device once, and a pass that ran out of memory can start again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gistselect.errors import ArtifactMismatchError
-from gistselect.model.capture import ParameterBlock, Sink
+from gistselect.errors import ModelError
+from gistselect.model.basis import Basis
 from gistselect.model.engine_config import SketchConfig
+from gistselect.model.factors import Factors, ParameterBlock
 from gistselect.model.products import product
+from gistselect.streams import Stream, generator
 
 CONVERT_ELEMENTS = 1 << 24
-SKETCH_STREAM = 7
+HELD_ROWS = 64
+"""Gradients projected together: fewer would cost reading the basis more often than the arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis:
-    """Directions in parameter space, block by block; columns of several targets may stand side by side."""
+class Site:
+    """Where sinks work: an adapter's parameters on a device."""
 
-    names: tuple[str, ...]
-    blocks: tuple[Tensor, ...]
-    """One (p_b, r) tensor per parameter block."""
+    blocks: tuple[ParameterBlock, ...]
+    dtype: torch.dtype
+    """Number format of sums and results."""
+    gradient_dtype: torch.dtype
+    """Number format in which whole gradients are formed and wait for each other."""
+    device: torch.device
+    gradient_bytes: float
+    """Memory in which gradients may wait."""
 
     @property
-    def rank(self) -> int:
-        return self.blocks[0].shape[1]
+    def n_parameters(self) -> int:
+        return sum(block.size for block in self.blocks)
 
-    def dense(self) -> Tensor:
-        """The whole basis (p, r), in float32."""
-        return torch.cat([block.float() for block in self.blocks])
-
-    def to(self, device: torch.device) -> Basis:
-        """This basis on the device; itself if it is there."""
-        return Basis(names=self.names, blocks=tuple(block.to(device) for block in self.blocks))
-
-    @classmethod
-    def concatenate(cls, bases: Sequence[Basis]) -> Basis:
-        """[V_a | V_b | …]: one basis for all targets. Raises `ArtifactMismatchError` if adapters differ."""
-        if len({basis.names for basis in bases}) != 1:
-            raise ArtifactMismatchError("bases of different adapters cannot be joined; fit them on the same adapter.")
-        if len(bases) == 1:
-            return bases[0]
-        blocks = zip(*(basis.blocks for basis in bases), strict=True)
-        return cls(names=bases[0].names, blocks=tuple(torch.cat(parts, dim=1) for parts in blocks))
-
-    @classmethod
-    def join(cls, parts: Iterable[Basis]) -> Basis:
-        """The blocks of all parts, one part after the other."""
-        parts = list(parts)
-        return cls(
-            names=tuple(name for part in parts for name in part.names),
-            blocks=tuple(block for part in parts for block in part.blocks),
-        )
-
-    @staticmethod
-    def save_parts(parts: Iterable[Basis], folder: Path) -> None:
-        """Write each part to a safetensors file of an empty folder as it comes."""
-        from safetensors.torch import save_file
-
-        for index, part in enumerate(parts):
-            tensors = {name: block.contiguous() for name, block in zip(part.names, part.blocks, strict=True)}
-            save_file(tensors, folder / f"part-{index:05d}.safetensors", metadata={"order": "\n".join(part.names)})
-
-    @classmethod
-    def load_parts(cls, folder: Path) -> Basis:
-        """What `save_parts` wrote, which stays on the disk until it is read.
-
-        Raises `ArtifactMismatchError` if a part is damaged or there is none.
-        """
-        paths = sorted(folder.glob("part-*.safetensors"))
-        if not paths:
-            raise ArtifactMismatchError(f"{folder} holds no basis; fit it again.")
-        return cls.join(map(_load_part, paths))
+    @property
+    def held_rows(self) -> int:
+        """Examples whose gradients wait to be projected together."""
+        return max(1, int(min(HELD_ROWS, self.gradient_bytes / (self.n_parameters * self.dtype.itemsize))))
 
 
-def _load_part(path: Path) -> Basis:
-    from safetensors import SafetensorError, safe_open
+class Sink:
+    """Takes the gradients of one batch after the other, block by block in any order."""
 
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = tuple((file.metadata() or {}).get("order", "").split("\n"))
-            return Basis(names=names, blocks=tuple(file.get_tensor(name) for name in names))
-    except (SafetensorError, OSError) as error:
-        raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
+    blocks: Container[int]
+    """The blocks that are wanted; known once `start` was called."""
+
+    def start(self, n: int, site: Site) -> None:
+        """A pass over n examples begins, or begins again."""
+        raise NotImplementedError
+
+    def begin(self, rows: Tensor) -> None:
+        """A batch with the examples at `rows` (n_batch,) begins; what is known of them is to be replaced."""
+        self.rows = rows
+
+    def add(self, block: int, factors: Factors) -> None:
+        """The gradients of a block for the examples of this batch."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """No more batches for now."""
+
+    def broken(self) -> Tensor | None:
+        """Which examples (n,) hold NaN or infinity; None if examples are not kept apart."""
+        return None
 
 
-class DenseSink(Sink):
+class Collector(Sink):
+    """A sink with one row of numbers for each example."""
+
+    values: Tensor
+    """(n, width) on the device; NaN or infinity in the rows of broken examples."""
+
+    def broken(self) -> Tensor | None:
+        return ~self.values.isfinite().all(dim=1)
+
+    def result(self) -> NDArray[Any]:
+        """(n, width) after a pass."""
+        return self.values.cpu().numpy()
+
+
+class GatheringCollector(Collector):
+    """A collector whose work is cheaper for many examples at once: their gradients wait, and it gets them together."""
+
+    dtype: torch.dtype
+    """Number format in which it wants gradients; known once `start` was called."""
+    rows_wanted: int
+    """It gets so many examples at a time, fewer where memory is short; known once `start` was called."""
+
+    def begin(self, rows: Tensor) -> None:
+        self.values[rows] = 0
+
+    def take(self, block: int, gradients: Tensor, rows: Tensor) -> None:
+        """Gradients (k, out · in) of a block, not to be changed, for the examples at `rows` (k,)."""
+        raise NotImplementedError
+
+
+class DenseSink(Collector):
     """All gradients (n, p), side by side."""
 
-    def __init__(self, n: int, blocks: Sequence[ParameterBlock], dtype: torch.dtype, device: torch.device) -> None:
-        self.blocks, self.dtype = range(len(blocks)), dtype
-        self.offsets = np.cumsum([0, *(block.size for block in blocks)])
-        self.values = torch.zeros(n, self.offsets[-1], dtype=dtype, device=device)
+    def start(self, n: int, site: Site) -> None:
+        self.blocks, self.dtype = range(len(site.blocks)), site.dtype
+        self.offsets = np.cumsum([0, *(block.size for block in site.blocks)])
+        self.values = torch.zeros(n, self.offsets[-1], dtype=site.dtype, device=site.device)
+
+    def add(self, block: int, factors: Factors) -> None:
+        place = slice(self.offsets[block], self.offsets[block + 1])
+        self.values[self.rows, place] = factors.gradients(self.dtype).flatten(1)
+
+
+class NormSink(Collector):
+    """Squared lengths (n, 1) of the gradients."""
+
+    def start(self, n: int, site: Site) -> None:
+        self.blocks, self.precise, self.dtype = range(len(site.blocks)), site.dtype, site.gradient_dtype
+        self.values = torch.zeros(n, 1, dtype=site.dtype, device=site.device)
 
     def begin(self, rows: Tensor) -> None:
         self.rows = rows
+        self.values[rows] = 0
 
-    def add(self, block: int, gradients: Tensor) -> None:
-        self.values[self.rows, self.offsets[block] : self.offsets[block + 1]] = gradients.flatten(1)
-
-    def broken(self) -> Tensor:
-        return ~self.values.isfinite().all(dim=1)
+    def add(self, block: int, factors: Factors) -> None:
+        gradients = factors.gradients(self.dtype).flatten(1)
+        norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True, dtype=self.precise)
+        self.values[self.rows] += norms.square_()
 
 
 class GramSink(Sink):
     """Gradients of some blocks, kept until their inner products (n, n) can be taken in float64."""
 
-    def __init__(
-        self,
-        n: int,
-        group: Sequence[int],
-        blocks: Sequence[ParameterBlock],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.blocks, self.dtype = frozenset(group), dtype
-        self.values = {block: torch.zeros(n, blocks[block].size, dtype=dtype, device=device) for block in group}
+    def __init__(self, group: Sequence[int]) -> None:
+        self.blocks = self.group = tuple(group)
 
-    def begin(self, rows: Tensor) -> None:
-        self.rows = rows
+    def start(self, n: int, site: Site) -> None:
+        self.dtype = site.dtype
+        self.values = {
+            block: torch.zeros(n, site.blocks[block].size, dtype=site.dtype, device=site.device) for block in self.group
+        }
 
-    def add(self, block: int, gradients: Tensor) -> None:
-        self.values[block][self.rows] = gradients.flatten(1)
+    def add(self, block: int, factors: Factors) -> None:
+        self.values[block][self.rows] = factors.gradients(self.dtype).flatten(1)
 
     def broken(self) -> Tensor:
         return ~torch.stack([values.isfinite().all(dim=1) for values in self.values.values()]).all(dim=0)
@@ -139,116 +162,82 @@ class GramSink(Sink):
 class BasisSink(Sink):
     """V = Gᵀ W, summed over examples as their gradients appear."""
 
-    def __init__(
-        self, weights: Tensor, group: Sequence[int], blocks: Sequence[ParameterBlock], dtype: torch.dtype
-    ) -> None:
-        self.blocks, self.dtype = frozenset(group), dtype
-        self.weights = weights.to(dtype)
-        rank = weights.shape[1]
-        self.values = {b: torch.zeros(blocks[b].size, rank, dtype=dtype, device=weights.device) for b in group}
+    def __init__(self, weights: Tensor, group: Sequence[int]) -> None:
+        self.weights = weights
+        self.blocks = self.group = tuple(group)
+
+    def start(self, n: int, site: Site) -> None:
+        self.dtype = site.dtype
+        self.weights = self.weights.to(site.device, site.dtype)
+        self.values = {
+            block: torch.zeros(site.blocks[block].size, self.weights.shape[1], dtype=site.dtype, device=site.device)
+            for block in self.group
+        }
 
     def begin(self, rows: Tensor) -> None:
         self.batch_weights = self.weights[rows]
 
-    def add(self, block: int, gradients: Tensor) -> None:
-        self.values[block].addmm_(gradients.flatten(1).T, self.batch_weights)
+    def add(self, block: int, factors: Factors) -> None:
+        self.values[block].addmm_(factors.gradients(self.dtype).flatten(1).T, self.batch_weights)
 
 
-class ProjectionSink(Sink):
-    """Coordinates (n, r) of the gradients in a basis, and their squared norms (n,).
+class ProjectionSink(GatheringCollector):
+    """Coordinates (n, r) of the gradients in a basis.
 
     A product with few rows costs reading the whole basis, so gradients of small batches wait for each other.
     """
 
-    def __init__(self, n: int, basis: Basis, held_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.blocks = range(len(basis.blocks))
-        self.basis = basis.to(device).blocks
-        self.precise = dtype
-        self.dtype = torch.bfloat16 if basis.blocks[0].dtype == torch.bfloat16 else dtype
-        self.features = torch.zeros(n, basis.rank, dtype=dtype, device=device)
-        self.squares = torch.zeros(n, dtype=dtype, device=device)
-        self.held_rows = held_rows
-        self.waiting: dict[int, Tensor] = {}
-        """Gradients (held_rows, p_b) of each block."""
-        self.waiting_rows: list[Tensor] = []
-        self.place = slice(0, 0)
-        """Where those of the batch at hand wait."""
+    def __init__(self, basis: Basis) -> None:
+        self.basis = basis
 
-    def begin(self, rows: Tensor) -> None:
-        if self.place.stop + len(rows) > self.held_rows:
-            self.finish()
-        self.rows = rows
-        self.features[rows] = 0
-        self.squares[rows] = 0
-        self.direct = len(rows) >= self.held_rows
-        if not self.direct:
-            self.place = slice(self.place.stop, self.place.stop + len(rows))
-            self.waiting_rows.append(rows)
+    def start(self, n: int, site: Site) -> None:
+        """Raises `ArtifactMismatchError` if the basis was fitted on another adapter."""
+        self.basis.check(site.blocks)
+        try:
+            self.basis = self.basis.to(site.device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"a basis of {self.basis.n_bytes / 1e9:.1f} GB does not fit on {site.device}; use a smaller rank, "
+                "basis_dtype='bfloat16' or a sketch."
+            ) from error
+        self.blocks, self.precise = range(len(site.blocks)), site.dtype
+        self.dtype = torch.bfloat16 if self.basis.blocks[0].dtype == torch.bfloat16 else site.dtype
+        self.rows_wanted = site.held_rows
+        self.values = torch.zeros(n, self.basis.rank, dtype=site.dtype, device=site.device)
 
-    def room(self, block: int) -> Tensor | None:
-        if self.direct:
-            return None
-        if block not in self.waiting:
-            size = self.basis[block].shape[0]
-            self.waiting[block] = torch.empty(self.held_rows, size, dtype=self.dtype, device=self.squares.device)
-        return self.waiting[block][self.place]
-
-    def add(self, block: int, gradients: Tensor) -> None:
-        gradients = gradients.flatten(1)
-        self.squares[self.rows] += torch.linalg.vector_norm(gradients, dim=1, dtype=self.precise).square_()
-        if self.direct:
-            self._project(block, gradients, self.rows)
-
-    def finish(self) -> None:
-        if self.waiting_rows:
-            rows = torch.cat(self.waiting_rows)
-            for block, gradients in self.waiting.items():
-                self._project(block, gradients[: len(rows)], rows)
-            self.waiting_rows.clear()
-            self.place = slice(0, 0)
-
-    def _project(self, block: int, gradients: Tensor, rows: Tensor) -> None:
-        self.features[rows] += product(gradients, self.basis[block], self.precise)
-
-    def broken(self) -> Tensor:
-        return ~(self.features.isfinite().all(dim=1) & self.squares.isfinite())
+    def take(self, block: int, gradients: Tensor, rows: Tensor) -> None:
+        self.values[rows] += product(gradients, self.basis.blocks[block], self.precise)
 
 
-class SketchSink(Sink):
+class SketchSink(Collector):
     """Gradients (n, d) seen through a random projection of both sides of every matrix.
 
     The entries of a projection (width, k) are ±1/sqrt(k), so inner products of sketches estimate inner
     products of gradients without bias.
     """
 
-    def __init__(
-        self,
-        n: int,
-        config: SketchConfig,
-        blocks: Sequence[ParameterBlock],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.blocks, self.dtype = range(len(blocks)), dtype
-        sides = [[_sketch_side(config, b, s, block.shape[s]) for s in (0, 1)] for b, block in enumerate(blocks)]
-        self.sides = [[side if side is None else side.to(device, dtype) for side in pair] for pair in sides]
-        widths = [min(out, config.dimension) * min(inner, config.dimension) for _, (out, inner) in blocks]
+    def __init__(self, config: SketchConfig) -> None:
+        self.config = config
+        self._of: tuple[ParameterBlock, ...] = ()
+        """The blocks that `_sides` belong to."""
+        self._sides: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def start(self, n: int, site: Site) -> None:
+        blocks, dimension = site.blocks, self.config.dimension
+        self.blocks, self.dtype = range(len(blocks)), site.dtype
+        if self._of != blocks:
+            self._of, self._sides = blocks, [self._pair(index, block, site) for index, block in enumerate(blocks)]
+        widths = [min(out, dimension) * min(inner, dimension) for _, (out, inner) in blocks]
         self.offsets = np.cumsum([0, *widths])
-        self.values = torch.zeros(n, self.offsets[-1], dtype=dtype, device=device)
+        self.values = torch.zeros(n, self.offsets[-1], dtype=site.dtype, device=site.device)
 
-    def begin(self, rows: Tensor) -> None:
-        self.rows = rows
+    def add(self, block: int, factors: Factors) -> None:
+        sketched = factors.compressed(*self._sides[block]).gradients(self.dtype)
+        self.values[self.rows, self.offsets[block] : self.offsets[block + 1]] = sketched.flatten(1)
 
-    def compress(self, block: int, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        left_side, right_side = self.sides[block]
-        left = left if left_side is None else left @ left_side.to(left.dtype)
-        return left, right if right_side is None else right @ right_side.to(right.dtype)
-
-    def add(self, block: int, gradients: Tensor) -> None:
-        self.values[self.rows, self.offsets[block] : self.offsets[block + 1]] = gradients.flatten(1)
-
-    def broken(self) -> Tensor:
-        return ~self.values.isfinite().all(dim=1)
+    def _pair(self, index: int, block: ParameterBlock, site: Site) -> tuple[Tensor | None, Tensor | None]:
+        out, inner = (_sketch_side(self.config, index, side, block.shape[side]) for side in (0, 1))
+        return tuple(side if side is None else side.to(site.device, site.dtype) for side in (out, inner))  # pyright: ignore[reportReturnType]
 
 
 def parameter_groups(blocks: Sequence[ParameterBlock], limit: float) -> list[list[int]]:
@@ -277,6 +266,6 @@ def _sketch_side(config: SketchConfig, block: int, side: int, width: int) -> Ten
     """Random signs (width, k) / sqrt(k), or None where the side is narrow enough to stay exact."""
     if width <= config.dimension:
         return None
-    rng = np.random.default_rng([config.seed, SKETCH_STREAM, block, side])
+    rng = generator(config.seed, Stream.SKETCH, block, side)
     signs = rng.integers(0, 2, size=(width, config.dimension), dtype=np.int8) * 2 - 1
     return torch.from_numpy(signs).to(torch.float32) / config.dimension**0.5

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gistselect.model.basis import Basis
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.gradients import GradientEngine, GradientFeatures
-from gistselect.model.sinks import Basis
 from gistselect.types import Example
 
 
