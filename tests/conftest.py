@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -50,3 +52,50 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _span(language: str, number: int) -> dict[str, object]:
+    return {
+        "id": f"{language}-{number}",
+        "context": f"word {number} " * 5,
+        "question": f"what number {number} in {language}?",
+        "answers": [{"text": f"{number}", "answer_start": 5}],
+    }
+
+
+@pytest.fixture
+def less_folder(tmp_path: Path) -> Path:
+    """A small LESS-style folder with files of every published task."""
+    from gistselect.tasks.tydiqa import PHRASES
+
+    folder = tmp_path / "data" / "eval"
+    for subject, offset in (("anatomy", 0), ("world_religions", 100)):
+        for split, start, count in (("dev", 0, 5), ("test", 50, 4)):
+            path = folder / "mmlu" / split / f"{subject}_{split}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(
+                    [f"q{offset + start + i}?", "None", "NA", "3", "x,y", "ABCD"[i % 4]] for i in range(count)
+                )
+    blocks = [f"Q: demo {i}\nA: thinking. So the answer is {i}." for i in range(3)]
+    prompts = {task: "\n\n".join([f"Solve {task}.", "Second paragraph.", *blocks]) for task in ("logic", "sums")}
+    _write_json(folder / "bbh" / "bbh-three-shot.json", prompts)
+    for task in prompts:
+        examples = [{"input": f"{task} {i}", "target": f"({i})"} for i in range(3)]
+        _write_json(folder / "bbh" / "bbh" / f"{task}.json", {"examples": examples})
+    _write_json(folder / "tydiqa" / "tydiqa-one-shot.json", {name: [_span(name, 99)] for name in PHRASES})
+    gold = [{"paragraphs": [{"context": one.pop("context"), "qas": [one]}]} for one in
+            (_span(name, i) for name in PHRASES for i in range(3))]  # fmt: skip
+    _write_json(folder / "tydiqa" / "tydiqa-goldp-v1.1-dev.json", {"data": gold})
+    (folder / "gsm8k").mkdir()
+    for name, start, count in (("target", 0, 10), ("test", 50, 3)):
+        rows = [
+            json.dumps({"question": f"how many {start + i}?", "answer": f"It is {i}.\n#### {i}"}) for i in range(count)
+        ]
+        (folder / "gsm8k" / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder.parent

@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from gistselect.errors import ConfigError, DataError
-from gistselect.tasks import PROTOCOLS
+from gistselect.errors import ConfigError, DataError, MissingDependencyError
+from gistselect.tasks import PROTOCOLS, own_target
 from gistselect.tasks.custom import Custom, is_file_name
 
 TASK_FILES = Path(__file__).parent / "tasks"
@@ -43,6 +44,12 @@ class _TaskFile(yaml.SafeLoader):
 
 
 _TaskFile.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # pyright: ignore[reportArgumentType]
+
+
+def require_lm_eval() -> None:
+    """Raises `MissingDependencyError` with the line that installs it."""
+    if find_spec("lm_eval") is None:
+        raise MissingDependencyError("evaluation needs lm-eval; pip install 'gistselect[eval]'.")
 
 
 def task_facts(name: str) -> TaskFacts:
@@ -79,7 +86,7 @@ def choose(names: Sequence[str]) -> Chosen:
     files = [name for name in names if is_file_name(name)]
     if missing := [name for name in files if not name.startswith("hf:") and not Path(name).exists()]:
         raise DataError(f"there is no file {missing[0]!r} to evaluate.")
-    own = tuple(Custom(name, None, None) for name in files)
+    own = tuple(own_target(name) for name in files)
     others = tuple(name for name in names if name not in PROTOCOLS and name not in files)
     found = [one.name for one in own] + [name for name in names if name not in files]
     if twice := {name for name in found if found.count(name) > 1}:
@@ -91,8 +98,9 @@ def tasks_digest(names: Sequence[str], data_dir: Path | None) -> str:
     """SHA-256 of what an evaluation asks: every byte of the files it reads, and lm-eval's version.
 
     Data sets of the hub and tasks of lm-eval enter by name. Raises as `choose` does, and `DataError` for a missing
-    file.
+    file, and `MissingDependencyError` without lm-eval.
     """
+    require_lm_eval()
     chosen = choose(names)
     content = hashlib.sha256(json.dumps([version("lm_eval"), chosen.protocols, chosen.others]).encode())
     for name in chosen.protocols:

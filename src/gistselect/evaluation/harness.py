@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistselect.errors import ConfigError, MissingDependencyError
+from gistselect.errors import ConfigError
 from gistselect.evaluation.catalog import OWN_TARGETS, TASK_FILES
 from gistselect.files import read_json_lines
 from gistselect.tasks import PROTOCOLS
@@ -27,12 +27,6 @@ PREFIX = "gistselect_"
 
 Count = Callable[[int], None]
 """Called with the number of rows that the model has just worked off."""
-
-
-def require_lm_eval() -> None:
-    """Raises `MissingDependencyError` with the line that installs it."""
-    if find_spec("lm_eval") is None:
-        raise MissingDependencyError("evaluation needs lm-eval; pip install 'gistselect[eval]'.")
 
 
 def load_own_task(name: str, prompts: Path) -> Any:
@@ -52,12 +46,18 @@ def read_prompts(*, prompts: str, **_: Any) -> DatasetDict:
     return DatasetDict({"test": Dataset.from_list(read_json_lines(Path(prompts)))})
 
 
-def require_other_tasks(names: Sequence[str]) -> Any:
-    """lm-eval's index of tasks, which knows all these names. Raises `ConfigError` for one that it does not know."""
+@cache
+def lm_eval_index() -> Any:
+    """lm-eval's index of all its tasks. Reading it takes ten seconds, so a process reads it once."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
-        manager = TaskManager()
+        return TaskManager()
+
+
+def require_other_tasks(names: Sequence[str]) -> Any:
+    """lm-eval's index of tasks, which knows all these names. Raises `ConfigError` for one that it does not know."""
+    manager = lm_eval_index()
     for name in names:
         if name not in manager.all_tasks:
             close = get_close_matches(name, [*PROTOCOLS, *manager.all_tasks], n=1)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gistselect.data.templates import load_template
 from gistselect.data.tokens import encode
 from gistselect.errors import DataError, ModelError
-from gistselect.evaluation.catalog import TaskFacts, choose, task_facts
-from gistselect.evaluation.harness import require_lm_eval, require_other_tasks
+from gistselect.evaluation.catalog import TaskFacts, choose, require_lm_eval, task_facts
+from gistselect.evaluation.harness import require_other_tasks
 from gistselect.tasks import PROTOCOLS, sample_groups
 from gistselect.types import Example, Record
 

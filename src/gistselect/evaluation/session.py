@@ -14,7 +14,7 @@ import numpy as np
 
 from gistselect.data.templates import JinjaTemplate, Template, load_template
 from gistselect.errors import DataError
-from gistselect.evaluation.catalog import choose
+from gistselect.evaluation.catalog import choose, require_lm_eval
 from gistselect.evaluation.prompts import Prompt, Questions, context_length, context_of, prompt_digest, read_questions
 from gistselect.evaluation.results import (
     LOSS,
@@ -50,7 +50,7 @@ def evaluate(
     lm-eval knows. What can be wrong with files, tasks and adapter is checked before the model does any work: raises
     `ConfigError`, `DataError`, `ModelError` or `MissingDependencyError`.
     """
-    from gistselect.evaluation.harness import load_other_tasks, require_lm_eval
+    from gistselect.evaluation.harness import load_other_tasks
     from gistselect.model.config import ModelConfig
     from gistselect.model.loading import load_tokenizer
 

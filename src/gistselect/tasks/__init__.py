@@ -56,11 +56,19 @@ def load_task(
     neither, and for a registered task without `data_dir`.
     """
     if is_file_name(name_or_path) or (name_or_path not in names("task") and Path(name_or_path).exists()):
-        return Custom(name_or_path, group_column, heldout)
+        return own_target(name_or_path, group_column, heldout)
     task = resolve("task", name_or_path)
     if data_dir is None:
         raise ConfigError(f"the target {name_or_path!r} needs --data-dir, the folder that holds its eval/ files.")
     return task(data_dir)
+
+
+def own_target(path: str, group_column: str | None = None, heldout: Path | None = None) -> Custom:
+    """A target of one's own, called by its file's name; by the name's first part unless that means a task of ours."""
+    file_name = Path(path.removeprefix("hf:")).name
+    stem = file_name.split(".")[0]
+    taken = not stem or stem in PROTOCOLS or stem in names("task")
+    return Custom(path, group_column, file_name if taken else stem, heldout)
 
 
 def heldout_records(task: Task) -> list[Record]:

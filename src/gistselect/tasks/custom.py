@@ -21,11 +21,11 @@ class Custom:
 
     version = 1
 
-    def __init__(self, path: str | Path, group_column: str | None, heldout: Path | None) -> None:
+    def __init__(self, path: str | Path, group_column: str | None, name: str, heldout: Path | None) -> None:
         self.path = path
         self.group_column = group_column
         """None takes the column `group` where a row has it."""
-        self.name = Path(str(path).removeprefix("hf:")).name.split(".")[0]
+        self.name = name
         self.heldout = heldout
 
     def queries(self) -> list[Record]:
