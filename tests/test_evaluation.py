@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from gistselect.errors import ConfigError, DataError, MissingDependencyError, ModelError
 from gistselect.evaluation import catalog, harness
@@ -68,6 +77,41 @@ def test_target_loss_equals_a_loop_over_single_items(language_model: LanguageMod
     assert [one.loss for one in backwards] == pytest.approx([one.loss for one in measured], rel=1e-6)
     if adapted:
         language_model.model.unload()
+
+
+def scaled_hyperclova() -> PreTrainedModel:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    return HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**sizes, **heads, logits_scaling=0.25))
+
+
+def scaled_falcon_h1() -> PreTrainedModel:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 16}
+    return FalconH1ForCausalLM(FalconH1Config(**sizes, **heads, **mamba, lm_head_multiplier=6.0))
+
+
+@pytest.mark.parametrize("make", [scaled_hyperclova, scaled_falcon_h1])
+def test_target_loss_is_the_models_own_whatever_it_does_to_its_logits(make: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    causal = make().eval()
+    with torch.no_grad():
+        causal.get_output_embeddings().weight.normal_(std=0.5)
+    examples = make_examples(5)
+    expected = []
+    for one in examples:
+        ids = torch.from_numpy(one.input_ids.astype("int64"))
+        labels = ids.masked_fill(~torch.from_numpy(one.supervised), -100)
+        with torch.no_grad():
+            expected.append(float(causal(input_ids=ids[None], labels=labels[None], use_cache=False).loss))
+    model = LanguageModel(
+        model=causal, tokenizer=SimpleNamespace(pad_token_id=0), device=torch.device("cpu"), dtype=torch.float32
+    )
+    calls: list[tuple[int, int, str]] = []
+    found = target_losses(model, examples, [""] * 5, lambda *call: calls.append(call))
+    assert [one.loss for one in found] == pytest.approx(expected, rel=1e-4)
+    assert calls[-1] == (5, 5, "target loss")
 
 
 def test_target_loss_refuses_items_without_a_label(language_model: LanguageModel) -> None:

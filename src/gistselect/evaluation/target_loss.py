@@ -14,9 +14,6 @@ from gistselect.types import Example
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
 
-BATCH_TOKENS = 8192
-"""Tokens in one forward pass of the target loss, padding included."""
-
 Progress = Callable[[int, int, str], None]
 """Called with the items done, the items in all, and what is being measured."""
 
@@ -37,34 +34,24 @@ def target_losses(
     groups: Sequence[str],
     progress: Progress | None = None,
 ) -> list[ItemLoss]:
-    """Mean cross-entropy of the supervised tokens of each example, in the order given.
+    """Mean cross-entropy of the supervised tokens of each example, in the order given: the model's own loss.
 
-    Batches are sorted by length, and only supervised positions meet the vocabulary.
-    Raises `DataError` for an example without a supervised token or a loss that is not finite.
+    Batches are sorted by length, and only supervised positions meet the vocabulary where that gives the model's loss.
+    Raises `DataError` for an example without a supervised token or a loss that is not finite, `ModelError` if the
+    model's own loss cannot be reproduced.
     """
-    import torch
+    from gistselect.model.forward import Forward
 
-    from gistselect.model.batches import build_batch, plan_batches, trimmed_lengths
-    from gistselect.model.loss import OutputHead, label_losses
+    n_done = 0
 
-    model = language_model.model
-    head = OutputHead.of(language_model.causal)
-    losses = np.empty(len(examples))
-    lengths = trimmed_lengths(examples)
-    was_training, done = model.training, 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for rows in plan_batches(lengths, BATCH_TOKENS, "padded"):
-                batch = build_batch(examples, rows, lengths, "padded", language_model.tokenizer.pad_token_id or 0)
-                token_losses = label_losses(language_model.causal, head, batch.to(language_model.device))
-                totals = np.bincount(batch.owners.numpy(), weights=token_losses.double().cpu().numpy())
-                losses[rows] = totals / batch.n_supervised.numpy()
-                done += len(rows)
-                if progress:
-                    progress(done, len(examples), "target loss")
-    finally:
-        model.train(was_training)
+    def done(n: int) -> None:
+        nonlocal n_done
+        # A pass that ran out of memory starts again, and reports its first batches twice.
+        n_done = min(n_done + n, len(examples))
+        if progress:
+            progress(n_done, len(examples), "target loss")
+
+    losses = Forward(language_model).losses(examples, done)
     if len(bad := np.flatnonzero(~np.isfinite(losses))):
         raise DataError(f"the loss of {len(bad)} items is not finite, e.g. {examples[bad[0]].id!r}; use float32.")
     return [
