@@ -320,6 +320,7 @@ def test_items_that_do_not_fit_are_left_out_of_every_arm_and_named(
     pytest.importorskip("lm_eval")
     rows = own_rows("aabb")
     rows[2] |= {"prompt": "long " * 1024, "id": "the long one"}
+    rows[3] |= {"completion": "long " * 1024}
     own = write_own(tmp_path / "mine.jsonl", rows)
     options = EvaluationConfig(draws=100)
     for arm in ("first", "second"):
@@ -330,6 +331,8 @@ def test_items_that_do_not_fit_are_left_out_of_every_arm_and_named(
     assert first.ids == second.ids
     assert task.without_loss == ("the long one",)
     assert (task.n_items, "no loss for 1 items" in task.summary, "'the long one'" in task.summary) == (4, True, True)
+    assert task.n_cut_references == 1
+    assert "the loss of 1 items is that of the part that fits" in task.summary
     lines = read_json_lines(tmp_path / "first" / "items" / "mine.jsonl")
     assert "no supervised token is left" in lines[2]["no_loss"]
 
@@ -377,6 +380,30 @@ def test_arms_on_other_items_are_refused_by_their_ids() -> None:
     )
     with pytest.raises(DataError, match="'gist' and 'random' were evaluated on different items"):
         compare_values([("gist", [one]), ("random", [other])], rng=np.random.default_rng(0), candidate="gist")
+
+
+def test_a_likelihood_that_is_not_a_number_chooses_nothing(tiny_model: Path, less_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    broken = load_model(ModelConfig(path=str(tiny_model), device="cpu"))
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[5] = float("nan")
+    options = EvaluationConfig(limit=1, draws=100, losses=False)
+    with pytest.raises(DataError, match=r"mmlu, item 'mmlu/anatomy/\d': the likelihood of an answer is not a number"):
+        evaluate(broken, None, ["mmlu"], less_folder, tmp_path / "out", options)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_data_of_lm_eval_that_cannot_be_had_is_a_sentence(
+    language_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+
+    def load(names: list[str]) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(harness, "lm_eval_index", lambda: SimpleNamespace(all_tasks=["arc_easy"], load=load))
+    with pytest.raises(DataError, match="data of lm-eval's arc_easy: no network"):
+        evaluate(language_model, None, ["arc_easy"], None, tmp_path / "out", EvaluationConfig())
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:

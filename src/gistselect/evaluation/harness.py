@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistselect.errors import ConfigError
+from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation.catalog import OWN_TARGETS, TASK_FILES
 from gistselect.files import read_json_lines
 from gistselect.tasks import PROTOCOLS
@@ -69,11 +69,14 @@ def require_other_tasks(names: Sequence[str]) -> Any:
 def load_other_tasks(names: Sequence[str], seed: int) -> dict[str, Any]:
     """Tasks of lm-eval by its own names; groups and tags are expanded.
 
-    Raises `ConfigError` for a name that it does not know.
+    Raises `ConfigError` for a name that it does not know, `DataError` if their data cannot be had.
     """
     manager = require_other_tasks(names)
     with quiet():
-        tasks = manager.load(list(names))["tasks"]
+        try:
+            tasks = manager.load(list(names))["tasks"]
+        except OSError as error:
+            raise DataError(f"cannot load the data of lm-eval's {', '.join(names)}: {error}") from error
         for task in tasks.values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)

@@ -59,6 +59,11 @@ class Fitting:
     excluded: dict[int, str]
     """Position of every other record, and why it has no loss."""
 
+    @property
+    def n_cut(self) -> int:
+        """Examples of which only the start fits."""
+        return sum(example.n_cut > 0 for example in self.examples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:

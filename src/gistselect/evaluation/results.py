@@ -94,6 +94,8 @@ class TaskResult:
     """Items whose question alone did not fit; the start of their prompt is cut."""
     without_loss: tuple[str, ...] = ()
     """Items whose reference does not fit the context; the loss is the mean over the others."""
+    n_cut_references: int = 0
+    """Items of which only the start fits; their loss is that of the start."""
     max_new_tokens: int | None = None
     metrics: dict[str, Interval]
     higher_is_better: dict[str, bool]
@@ -120,6 +122,8 @@ class TaskResult:
                 f"; no loss for {len(self.without_loss)} items whose answer does not fit the context, "
                 f"e.g. {self.without_loss[0]!r}"
             )
+        if self.n_cut_references:
+            line += f"; the loss of {self.n_cut_references} items is that of the part that fits the context"
         return line
 
 

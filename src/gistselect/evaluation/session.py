@@ -131,6 +131,7 @@ class _Session:
             n_fewer_shots=sum(one.fewer for one in questions.prompts),
             n_cut=sum(one.cut for one in questions.prompts),
             without_loss=tuple(item["id"] for item in items if NO_LOSS in item),
+            n_cut_references=questions.fitting.n_cut if questions.fitting else 0,
             max_new_tokens=questions.max_new_tokens,
             metrics={},
             higher_is_better={},
