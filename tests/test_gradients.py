@@ -16,10 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
-from gistselect.model import attention, capture, factors, forward, products
+from gistselect.linalg import products
+from gistselect.model import attention, capture, factors, forward
 from gistselect.model.adapters import prepare_for_gradients
 from gistselect.model.batches import build_batch, trimmed_lengths
-from gistselect.model.engine_config import EngineConfig, SketchConfig
+from gistselect.model.directions import DirectionSink
+from gistselect.model.engine_config import EngineConfig, ProjectionConfig, SketchConfig
 from gistselect.model.gradients import Basis, GradientEngine
 from gistselect.model.loading import LanguageModel, ModelConfig, load_model
 from gistselect.model.loss import OutputHead
@@ -266,12 +268,15 @@ def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkey
     basis = Basis(names=tuple(block.name for block in blocks), blocks=columns)
     weights = torch.empty(len(rows), 3, device=device)
     sketch = SketchConfig(dimension=3, seed=0)
+    shaped = {block.name: torch.empty(block.shape) for block in blocks}
+    moments = SimpleNamespace(exp_avg=shaped, exp_avg_sq=shaped, step=1)
     passes = [
         (1.0, [GramSink(every)]),
         (1.0, [BasisSink(weights, every)]),
         *((1.01 * held * p_bytes, [ProjectionSink(basis)]) for held in (1, 3, 64)),
         (1.0, [SketchSink(sketch)]),
         (1.0, [NormSink(), ProjectionSink(basis), SketchSink(sketch), ProjectionSink(basis), DenseSink()]),
+        (1.0, [DirectionSink(ProjectionConfig(dimension=70, seed=0), moments), ProjectionSink(basis)]),
     ]
     for gradient_memory_gb, sinks in passes:
         engine.config = EngineConfig(gradient_memory_gb=gradient_memory_gb)

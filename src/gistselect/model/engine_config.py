@@ -40,3 +40,32 @@ class SketchConfig(BaseModel):
     """Width that each side of a gradient matrix is projected to; a side that is no wider stays exact."""
     seed: int
     """Decides the projections; equal seeds give comparable sketches."""
+
+
+class ProjectionConfig(BaseModel):
+    """A seeded random projection of whole gradients, dense as LESS published it, or sparse."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimension: int = Field(default=8192, ge=1)
+    """Width that gradients are projected to."""
+    nonzeros: int | None = Field(default=None, ge=1)
+    """Entries other than zero for each parameter, a divisor of the width: cheaper by width / nonzeros, a little less
+    precise. By default all of them."""
+    seed: int
+    """Decides the projection; equal seeds give comparable projections."""
+
+
+class AdamConfig(BaseModel):
+    """How a gradient becomes a step of Adam; the constants are those of the warm-up."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    direction: Literal["less", "adam"] = "less"
+    """As LESS published it (eps inside the root, no bias corrected), or the step that torch.optim.Adam takes."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Keeps the division finite."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gistselect.linalg.products import product
 from gistselect.model.batches import Batch
-from gistselect.model.products import product
 
 
 class ParameterBlock(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gistselect.linalg.products import product
 from gistselect.model.batches import Batch
-from gistselect.model.products import product
 
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 """Logits held at a time, in bytes; on a CPU they should stay in the cache."""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gistselect.errors import ModelError
+from gistselect.linalg.products import product
 from gistselect.model.basis import Basis
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.factors import Factors, ParameterBlock
-from gistselect.model.products import product
 from gistselect.streams import Stream, generator
 
 CONVERT_ELEMENTS = 1 << 24
