@@ -6,8 +6,11 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tiny_runs import WARMUP, write_pool, write_target
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -99,3 +102,30 @@ def less_folder(tmp_path: Path) -> Path:
         ]
         (folder / "gsm8k" / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder.parent
+
+
+@pytest.fixture
+def pool_file(tmp_path: Path) -> Path:
+    """See `tiny_runs.write_pool`."""
+    return write_pool(tmp_path / "pool.jsonl")
+
+
+@pytest.fixture
+def target_file(tmp_path: Path) -> Path:
+    """See `tiny_runs.write_target`."""
+    return write_target(tmp_path / "sums.jsonl")
+
+
+@pytest.fixture
+def config(tiny_model: Path, pool_file: Path, target_file: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a run that takes a second."""
+    return {
+        "model": str(tiny_model),
+        "pool": (str(pool_file),),
+        "target": (str(target_file),),
+        "budget": 10,
+        "output": tmp_path / "run",
+        "warmup": WARMUP,
+        "warmup_share": 0.3,
+        "device": "cpu",
+    }

@@ -60,7 +60,7 @@ def test_stages_one_by_one_give_what_run_gives(
     main(["spectrum", str(tmp_path / "steps")])
     said = capsys.readouterr().out
     assert "95%" in said
-    assert "mine, checkpoint 1:" in said
+    assert "mine, epoch 1:" in said
     assert (tmp_path / "steps" / "spectrum.svg").read_text().startswith("<svg")
 
 

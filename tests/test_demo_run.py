@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gistselect.demo import demo_config
 from gistselect.run.config import RunConfig
-from gistselect.run.context import Run
 from gistselect.run.pipeline import execute
 from gistselect.run.progress import SilentReporter
 
@@ -33,7 +32,7 @@ def test_selected_rows_teach_more_than_random_rows(tmp_path: Path) -> None:
         "heldout_items": 40,
         "device": "cpu",
     }
-    execute(Run(RunConfig.from_values(config), SilentReporter()))
+    execute(RunConfig.from_values(config), SilentReporter())
     (comparison,) = json.loads((tmp_path / "run" / "comparison.json").read_text())
     loss = {row["arm"]: row["interval"]["mean"] for row in comparison["rows"]}
     assert loss["GIST"] < loss["random rows"] < loss["before"]

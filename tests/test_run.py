@@ -3,147 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from numpy.testing import assert_allclose
-from peft import PeftModel
 from scipy.stats import spearmanr
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dense_reference import dense_gist, dense_gradients
 from gistselect.errors import ConfigError, DataError, GistSelectError
-from gistselect.model.sketch import SketchedEngine
-from gistselect.run import features as features_stage
 from gistselect.run import ingest as ingest_stage
+from gistselect.run import passes as passes_module
 from gistselect.run.config import RunConfig
-from gistselect.run.context import Run
 from gistselect.run.pipeline import execute
-from gistselect.run.progress import Reporter, SilentReporter, Step
-
-CONTRACT = {
-    "selected.jsonl",
-    "selection.parquet",
-    "scores.parquet",
-    "quarantine.jsonl",
-    "subspace.safetensors",
-    "subspace.json",
-    "spectrum.svg",
-    "run.yaml",
-    "manifest.json",
-}
-WARMUP = {"epochs": 2, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 4, "alpha": 8}}
+from gistselect.run.progress import SilentReporter
+from gistselect.run.remember import recall
+from tiny_runs import CONTRACT, WARMUP, RecordingReporter, adapter_of, contents, ids, row, run, write_rows
 
 
-def row(question: str, answer: str, **more: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": turns, **more}
-
-
-@pytest.fixture
-def pool_file(tmp_path: Path) -> Path:
-    """50 usable rows and two that are not, with a blank line, mixed key order and other scripts."""
-    rng = np.random.default_rng(3)
-    lines = []
-    for index in range(50):
-        a, b = rng.integers(1, 99, size=2)
-        answer = [f"The answer is {a + b}.", "größer · 大きい", f"No, it is {b} " * int(rng.integers(1, 9))][index % 3]
-        lines.append(json.dumps(row(f"What is {a} and {b}?", answer, id=f"row-{index}", dataset=f"set{index % 3}")))
-    lines[7] = lines[7].replace('", "', '",   "')
-    lines.insert(20, "")
-    lines.insert(30, '{"messages": [')
-    lines.insert(31, json.dumps(row("Nothing?", "", id="empty")))
-    path = tmp_path / "pool.jsonl"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def target_file(tmp_path: Path) -> Path:
-    path = tmp_path / "sums.jsonl"
-    rows = [row(f"What is {i} and 3?", f"The answer is {i + 3}.", group="ab"[i % 2]) for i in range(6)]
-    rows += [row("Which is more?", "大きい", group="c")]
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def config(tiny_model: Path, pool_file: Path, target_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny_model),
-        "pool": (str(pool_file),),
-        "target": (str(target_file),),
-        "budget": 10,
-        "output": tmp_path / "run",
-        "warmup": WARMUP,
-        "warmup_share": 0.3,
-        "device": "cpu",
-    }
-
-
-def run(values: dict[str, Any], reporter: Reporter | None = None, **changes: Any) -> Run:
-    """Execute a run with these options and give it back."""
-    done = Run(RunConfig.from_values({**values, **changes}), reporter or SilentReporter())
-    execute(done)
-    return done
-
-
-class RecordingReporter(SilentReporter):
-    """Keeps what was done of each step, by its name, and the last step itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps_done: dict[str, list[int]] = {}
-        self.last: dict[str, Step] = {}
-
-    @contextmanager
-    def step(self, name: str, total: int | None, unit: str) -> Iterator[Step]:
-        done = self.steps_done.setdefault(name, [])
-        with super().step(name, total, unit) as step:
-            advance = step.advance
-            step.advance = lambda amount: (advance(amount), done.append(step.done))[0]
-            self.last[name] = step
-            yield step
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The contract's files but for the manifest, which holds times."""
-    return {name: (folder / name).read_bytes() for name in CONTRACT - {"manifest.json", "run.yaml"}}
-
-
-def adapter_of(folder: Path) -> Path:
-    return next(folder.glob("artifacts/warmup-*/training/checkpoint-*"))
-
-
-def dense_gradients(model_folder: str, adapter: Path, conversations: list[tuple[str, str]]) -> np.ndarray:
-    """(n, p) adapter gradients in float64, one example and one `backward()` at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
-    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).double().eval()
-    parameters = [value for name, value in model.named_parameters() if "lora_" in name]
-    gradients = []
-    for question, answer in conversations:
-        text = f"<|user|>\n{question}\n<|assistant|>\n{answer.strip()}</s>\n"
-        start = text.index("<|assistant|>\n") + len("<|assistant|>\n")
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        ids = torch.tensor([encoded["input_ids"]])
-        labels = ids.clone()
-        labels[0, [begin < start for begin, _ in encoded["offset_mapping"]]] = -100
-        model.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
-        gradients.append(torch.cat([value.grad.flatten() for value in parameters]).numpy())
-    return np.stack(gradients)
-
-
-def turns(path: Path) -> list[dict[str, Any]]:
+def usable(path: Path) -> list[dict[str, Any]]:
     """The usable rows of a file."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             one = json.loads(line)
         except ValueError:
@@ -153,25 +36,18 @@ def turns(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def dense_gist(G: np.ndarray, groups: list[str], pool: np.ndarray, share: float = 0.95) -> np.ndarray:
-    """Scores (n_pool, n_group) of METHOD section 2, with a dense SVD."""
-    _, s, vt = np.linalg.svd(G, full_matrices=False)
-    r = int(np.argmax(np.cumsum(s**2) / (s**2).sum() >= share)) + 1
-    f, q = pool @ vt[:r].T, G @ vt[:r].T
-    names = list(dict.fromkeys(groups))
-    t = np.stack([q[[g == name for g in groups]].mean(0) for name in names])
-    return (f @ t.T) / np.linalg.norm(f, axis=1)[:, None] / np.linalg.norm(t, axis=1)
+def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(one["messages"][0]["content"], one["messages"][1]["content"]) for one in rows]
 
 
 def test_scores_and_selection_equal_the_dense_method(
     config: dict[str, Any], pool_file: Path, target_file: Path
 ) -> None:
-    output = run(config).output
-    pool, queries = turns(pool_file), turns(target_file)
+    output = run(config)
+    pool, queries = usable(pool_file), usable(target_file)
 
     def gradients(rows: list[dict[str, Any]]) -> np.ndarray:
-        pairs = [(one["messages"][0]["content"], one["messages"][1]["content"]) for one in rows]
-        return dense_gradients(config["model"], adapter_of(output), pairs)
+        return dense_gradients(config["model"], adapter_of(output), pairs(rows))
 
     pool_gradients = gradients(pool)
     expected = dense_gist(gradients(queries), [one["group"] for one in queries], pool_gradients)
@@ -186,8 +62,8 @@ def test_scores_and_selection_equal_the_dense_method(
 
 
 def test_output_contract(config: dict[str, Any], pool_file: Path) -> None:
-    output = run(config).output
-    assert {path.name for path in output.iterdir()} == CONTRACT | {"artifacts"}
+    output = run(config)
+    assert {path.name for path in output.iterdir()} == CONTRACT | {"artifacts", ".lock"}
     selection = pq.read_table(output / "selection.parquet")
     assert selection.column_names == [
         "rank",
@@ -211,20 +87,30 @@ def test_output_contract(config: dict[str, Any], pool_file: Path) -> None:
     assert ((energy > 0) & (energy <= 1 + 1e-5)).all()
 
 
-def test_run_yaml_replays_the_run(config: dict[str, Any], tmp_path: Path) -> None:
-    first = run(config).output
-    replayed = RunConfig.from_yaml(first / "run.yaml").model_copy(update={"output": tmp_path / "again"})
-    execute(Run(replayed, SilentReporter()))
-    assert contents(tmp_path / "again") == contents(first)
+def test_run_yaml_replays_the_run_from_anywhere_and_after_a_move(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inside" / "inputs").mkdir(parents=True)
+    Path(config["pool"][0]).rename(tmp_path / "inside" / "inputs" / "pool.jsonl")
+    first = run(config, pool=("inside/inputs/pool.jsonl",), output=Path("inside"))
+    expected = contents(first.absolute())
+    (tmp_path / "inside").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir("/")
+    replayed = recall(tmp_path / "elsewhere")
+    for name in expected:
+        (tmp_path / "elsewhere" / name).unlink()
+    execute(replayed, SilentReporter())
+    assert contents(tmp_path / "elsewhere") == expected
 
 
-@pytest.mark.parametrize("stop_at", [0, 2, 3])
+@pytest.mark.parametrize("stop_at", [0, 3, 4])
 def test_interrupted_pool_pass_continues_to_identical_files(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 12)
-    whole = run(config, output=tmp_path / "whole").output
-    original, written = features_stage.write_table, 0
+    whole = run(config, output=tmp_path / "whole")
+    original, written = passes_module.write_table, 0
 
     def interrupt(path: Path, table: Any) -> None:
         nonlocal written
@@ -234,99 +120,100 @@ def test_interrupted_pool_pass_continues_to_identical_files(
         original(path, table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features_stage, "write_table", interrupt)
+        patch.setattr(passes_module, "write_table", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     calls = []
-    monkeypatch.setattr(features_stage, "write_table", lambda path, table: (calls.append(path), original(path, table)))
-    assert contents(run(config).output) == contents(whole)
-    assert len(calls) == 5 - stop_at
+    monkeypatch.setattr(passes_module, "write_table", lambda path, table: (calls.append(path), original(path, table)))
+    assert contents(run(config)) == contents(whole)
+    # Five shards, each with its features and what was measured.
+    assert len(calls) == 10 - stop_at
 
 
 def test_gradient_passes_report_every_batch_and_count_what_was_found_done_apart(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 12)
+    name = "pool gradients at epoch 1 (GIST)"
     reporter = RecordingReporter()
     first = run(config, reporter, engine={"batch_tokens": 64})
-    pool = reporter.last["pool gradients"]
+    pool = reporter.last[name]
     assert pool.done == pool.total
     assert pool.found_done == 0
-    assert len(reporter.steps_done["pool gradients"]) > 5
-    for name in ("query gradients", "basis"):
-        assert len(reporter.steps_done[name]) > 1
-        assert reporter.last[name].done == reporter.last[name].total
+    assert len(reporter.steps_done[name]) > 5
+    assert len(reporter.steps_done["queries"]) > 1
 
-    shards = sorted(first.output.glob("artifacts/features-*/*.parquet"))
+    shards = sorted(first.glob("artifacts/features-*/*.parquet"))
     shards[-1].unlink()
-    next(first.output.glob("artifacts/features-*/complete.json")).unlink()
+    next(first.glob("artifacts/features-*/complete.json")).unlink()
     again = RecordingReporter()
     run(config, again, engine={"batch_tokens": 64})
-    pool = again.last["pool gradients"]
+    pool = again.last[name]
     assert pool.done == pool.total
     assert 0.5 * pool.total < pool.found_done < pool.total
-    assert "query gradients" not in again.last
+    assert "queries" not in again.last
 
 
 def test_number_of_shards_does_not_matter(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = pq.read_table(run(config, output=tmp_path / "one").output / "scores.parquet")
+    one = pq.read_table(run(config, output=tmp_path / "one") / "scores.parquet")
     monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 7)
-    many = pq.read_table(run(config, output=tmp_path / "many").output / "scores.parquet")
+    many = pq.read_table(run(config, output=tmp_path / "many") / "scores.parquet")
     assert one["id"] == many["id"]
     assert_allclose(one["score"], many["score"], atol=1e-5)
 
 
-def test_what_changes_is_all_that_is_computed(
-    config: dict[str, Any], target_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = run(config).output
-    passes: list[list[str]] = []
-    original = features_stage._pool_pass
+def test_what_changes_is_all_that_is_computed(config: dict[str, Any], target_file: Path) -> None:
+    def pass_names(**changes: Any) -> list[str]:
+        reporter = RecordingReporter()
+        run(config, reporter, **changes)
+        return [name for name in reporter.last if not name.startswith("score")]
 
-    def counted(run: Run, pool: Any, pending: list[Any], engine: Any) -> None:
-        passes.append([one.task for one in pending])
-        original(run, pool, pending, engine)
-
-    monkeypatch.setattr(features_stage, "_pool_pass", counted)
+    pool = "pool gradients at epoch 1 (GIST)"
+    first = config["output"]
+    assert pass_names() == ["read the pool", "tokenise", "warm-up", "queries", pool]
     before = pq.read_table(first / "scores.parquet")
-    run(config, budget="40%")
-    second = target_file.with_name("words.jsonl")
-    second.write_text(json.dumps(row("Which is more?", "größer")) + "\n", encoding="utf-8")
-    run(config, target=(str(target_file), str(second)))
-    assert passes == [[], ["words"]]
+    assert pass_names(budget="40%") == []
+    assert pass_names(energy_weighting=True) == []
+    second = write_rows(target_file.with_name("words.jsonl"), [row("Which is more?", "größer")])
+    assert pass_names(target=(str(target_file), str(second))) == ["queries", pool]
     after = pq.read_table(first / "scores.parquet")
     assert after["score/sums/a"] == before["score/sums/a"]
     assert "score/words" in after.column_names
+    widths = [
+        pq.read_schema(path).field("features").type.list_size for path in first.glob("artifacts/features-*/*.parquet")
+    ]
+    assert len(widths) == 2
+    assert pass_names(max_length=64) == ["tokenise", "warm-up", "queries", pool]
 
 
 def test_several_checkpoints_add_their_weighted_scores(config: dict[str, Any], tmp_path: Path) -> None:
-    base = run(config, warmup_checkpoints=(1, 2)).output
+    base = run(config, warmup_checkpoints=(1, 2))
     adapters = sorted(base.glob("artifacts/warmup-*/training/checkpoint-*"), key=lambda path: int(path.name[11:]))
     singles = [
-        pq.read_table(run(config, adapter=one, output=tmp_path / one.name).output / "scores.parquet")["score/sums/a"]
+        pq.read_table(run(config, adapter=one, output=tmp_path / one.name) / "scores.parquet")["score/sums/a"]
         for one in adapters
     ]
-    both = run(config, checkpoints=tuple(adapters), checkpoint_weights=(3.0, 1.0), output=tmp_path / "both").output
+    both = run(config, checkpoints=tuple(adapters), checkpoint_weights=(3.0, 1.0), output=tmp_path / "both")
     total = pq.read_table(both / "scores.parquet")["score/sums/a"].to_numpy()
     assert_allclose(total, 0.75 * singles[0].to_numpy() + 0.25 * singles[1].to_numpy(), atol=1e-6)
 
 
 def test_energy_weighting_is_the_cosine_with_the_full_gradient(config: dict[str, Any], tmp_path: Path) -> None:
-    plain = pq.read_table(run(config).output / "scores.parquet")
-    weighted = pq.read_table(run(config, energy_weighting=True).output / "scores.parquet")
+    plain = pq.read_table(run(config) / "scores.parquet")
+    weighted = pq.read_table(run(config, energy_weighting=True) / "scores.parquet")
     scale = np.sqrt(plain["captured_energy"].to_numpy())
     assert_allclose(weighted["score/sums/b"], plain["score/sums/b"].to_numpy() * scale, atol=1e-6)
 
 
 def test_a_wide_sketch_is_exact_and_a_narrow_one_reports_its_agreement(config: dict[str, Any], tmp_path: Path) -> None:
-    exact = pq.read_table(run(config).output / "scores.parquet")["score"].to_numpy()
-    wide = run(config, sketch=64, output=tmp_path / "wide").output
+    exact = pq.read_table(run(config) / "scores.parquet")["score"].to_numpy()
+    wide = run(config, sketch=64, output=tmp_path / "wide")
     assert_allclose(pq.read_table(wide / "scores.parquet")["score"], exact, atol=1e-4)
     agreement = {}
     for width in (4, 24):
-        output = run(config, sketch=width, output=tmp_path / f"{width}").output
+        output = run(config, sketch=width, output=tmp_path / f"{width}")
         scores = pq.read_table(output / "scores.parquet")["score"].to_numpy()
         agreement[width] = json.loads((output / "subspace.json").read_text())["sums"]["checkpoints"][0][
             "sketch_agreement"
@@ -337,55 +224,62 @@ def test_a_wide_sketch_is_exact_and_a_narrow_one_reports_its_agreement(config: d
 
 
 def test_a_kept_sketch_serves_a_new_target_without_a_pass_over_the_pool(
-    config: dict[str, Any], target_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], target_file: Path, tmp_path: Path
 ) -> None:
-    second = target_file.with_name("words.jsonl")
-    second.write_text(json.dumps(row("Which is more?", "größer")) + "\n", encoding="utf-8")
-    fresh = run(config, sketch=8, target=(str(second),), output=tmp_path / "fresh").output
+    second = write_rows(target_file.with_name("words.jsonl"), [row("Which is more?", "größer")])
+    fresh = run(config, sketch=8, target=(str(second),), output=tmp_path / "fresh")
     run(config, sketch=8, keep_sketch=True)
-    seen: list[int] = []
-    original = SketchedEngine.sketches
-    monkeypatch.setattr(
-        SketchedEngine, "sketches", lambda self, examples: (seen.append(len(examples)), original(self, examples))[1]
-    )
-    later = run(config, sketch=8, keep_sketch=True, target=(str(second),)).output
-    assert set(seen) == {1}
+    reporter = RecordingReporter()
+    later = run(config, reporter, sketch=8, keep_sketch=True, target=(str(second),))
+    assert not [name for name in reporter.last if name.startswith("pool")]
     first, again = (pq.read_table(folder / "scores.parquet")["score"] for folder in (fresh, later))
     assert_allclose(first, again, atol=1e-5)
 
 
+def test_another_budget_of_a_sketched_run_loads_no_model(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = run(config, sketch=8)
+    before = json.loads((output / "subspace.json").read_text())["sums"]["checkpoints"][0]["sketch_agreement"]
+    monkeypatch.setattr("gistselect.model.loading.load_model", None)
+    run(config, sketch=8, budget="60%")
+    after = json.loads((output / "subspace.json").read_text())["sums"]["checkpoints"][0]["sketch_agreement"]
+    assert after["spearman"] == before["spearman"]
+    assert after["overlap_at_budget"] > before["overlap_at_budget"]
+
+
 def test_normalised_output(config: dict[str, Any]) -> None:
-    output = run(config, output_format="messages").output
+    output = run(config, output_format="messages")
     rows = [json.loads(line) for line in (output / "selected.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [one["id"] for one in rows] == pq.read_table(output / "selection.parquet")["id"].to_pylist()
     assert all(set(one) == {"id", "dataset", "messages"} for one in rows)
 
 
+@pytest.mark.parametrize("sketch", [None, 8])
 def test_a_nan_gradient_is_quarantined_and_never_ranked(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sketch: int | None
 ) -> None:
-    original = features_stage.features_table
+    """Also in a sketched run, which compares the rest of its sample with exact scores."""
+    original = passes_module._features_table
 
-    def poisoned(examples: Any, result: Any) -> Any:
-        result.features[4] = np.nan
-        result.gradient_norm[9] = 0.0
-        return original(examples, result)
+    def poisoned(rows: Any, values: Any) -> Any:
+        values[4] = np.nan
+        values[9] = np.inf
+        return original(rows, values)
 
-    monkeypatch.setattr(features_stage, "features_table", poisoned)
-    output = run(config, budget=48).output
+    monkeypatch.setattr(passes_module, "_features_table", poisoned)
+    output = run(config, budget=48, sketch=sketch)
     scored = pq.read_table(output / "scores.parquet")["id"].to_pylist()
-    quarantined = [json.loads(line)["id"] for line in (output / "quarantine.jsonl").read_text().splitlines()]
     assert not {"row-4", "row-9"} & set(scored)
-    assert {"row-4", "row-9"} <= set(quarantined)
+    assert {"row-4", "row-9"} <= set(ids(output / "quarantine.jsonl"))
     with pytest.raises(DataError, match="--strict"):
-        run(config, strict=True)
+        run(config, budget=48, sketch=sketch, strict=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"budget": 51}, "at most 50"),
-        ({"budget": "lots"}, "not understood"),
         ({"target": ("gsm9k",)}, "gsm8k"),
         ({"pool": ("nowhere.jsonl",)}, "nowhere.jsonl"),
         ({"strict": True}, "row 29"),
@@ -408,6 +302,13 @@ def test_bad_input_names_what_and_the_remedy(config: dict[str, Any], changes: di
         ({"warmup_checkpoints": (9,)}, "epochs 1 to 2"),
         ({"template": 3}, "template"),
         ({"keep_sketch": True}, "--sketch 32"),
+        ({"budget": "lots"}, "not understood"),
+        ({"rank": 0}, "rank=0"),
+        ({"seed": -1}, "seed"),
+        ({"train_seeds": (0, -1)}, "negative"),
+        ({"warmup_checkpoints": (1, 1)}, "once"),
+        ({"representation": ("gits",)}, "Did you mean 'gist'"),
+        ({"representation": ("bm25:k2=3",)}, "k1"),
     ],
 )
 def test_bad_options_fail_at_once(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:

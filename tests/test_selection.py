@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gistselect.errors import ConfigError, DataError
+from gistselect.selection import orders
 from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
 from gistselect.selection.budget import parse_budget, rows_for_budget
-from gistselect.selection.selectors import top_k
-from gistselect.types import ScoreMatrix
+from gistselect.selection.orders import top_k
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ from gistselect.types import ScoreMatrix
         (500, 500),
         ("100%", 1.0),
         (1, 1),
+        (1.0, 1.0),
+        ("1.0", 1.0),
         ("2.5 %", 0.025),
     ],
 )
@@ -32,7 +36,7 @@ def test_budget_forms(text: str | int | float, amount: int | float) -> None:
     assert type(parse_budget(text)) is type(amount)
 
 
-@pytest.mark.parametrize("text", ["", "five", "-3", "0", "0%", "101%", "1.5", "nan", "5%%", "1e3"])
+@pytest.mark.parametrize("text", ["", "five", "-3", "0", "0%", "101%", "1.5", "500.0", "nan", "5%%", "1e3"])
 def test_bad_budgets_name_the_remedy(text: str) -> None:
     with pytest.raises(ConfigError, match="share"):
         parse_budget(text)
@@ -44,12 +48,17 @@ def test_budget_over_the_pool() -> None:
         rows_for_budget(11, 12, 10)
 
 
-def matrix(ids: list[str], scores: list[list[float]]) -> ScoreMatrix:
-    return ScoreMatrix(
-        ids=np.array(ids, dtype=object),
-        targets=tuple("ab"[: len(scores[0])]),
-        scores=np.asarray(scores, dtype=float),
-    )
+class InMemory:
+    """A view of scores that notes which ids were asked for."""
+
+    def __init__(self, ids: list[str], scores: list[list[float]]) -> None:
+        self.names, self.best = ids, np.asarray(scores, dtype=float).max(axis=1)
+        self.asked = 0
+
+    def ids(self, positions: np.ndarray) -> list[str]:
+        assert list(positions) == sorted(positions)
+        self.asked += len(positions)
+        return [self.names[position] for position in positions]
 
 
 @given(st.data())
@@ -59,16 +68,34 @@ def test_top_k_equals_sorting_and_ignores_the_order_of_the_pool(data: st.DataObj
     level = st.sampled_from([-0.5, 0.0, 0.25, 0.5])
     scores = data.draw(st.lists(st.tuples(level, level), min_size=n, max_size=n))
     k = data.draw(st.integers(1, n))
+    block = data.draw(st.integers(1, 40))
     expected = sorted(range(n), key=lambda i: (-max(scores[i]), ids[i]))[:k]
     order = data.draw(st.permutations(range(n)))
     for permutation in (range(n), order):
-        shuffled = matrix([ids[i] for i in permutation], [list(scores[i]) for i in permutation])
-        assert [shuffled.ids[i] for i in top_k(shuffled, k)] == [ids[i] for i in expected]
+        shuffled = InMemory([ids[i] for i in permutation], [list(scores[i]) for i in permutation])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(orders, "BLOCK", block)
+            found = list(itertools.islice(top_k(shuffled), k))
+        assert [shuffled.names[i] for i in found] == [ids[i] for i in expected]
+
+
+def test_ids_are_compared_whole() -> None:
+    """Fixed-width arrays of text drop trailing NUL characters, and one long id makes all of them long."""
+    names = ["a\0", "a", "b" * 1_000_000]
+    assert list(top_k(InMemory(names, [[1.0]] * 3))) == [1, 0, 2]
+
+
+def test_ids_are_read_for_ties_only() -> None:
+    view = InMemory(
+        [str(index) for index in range(100)], [[float(index // 2 if index < 4 else index)] for index in range(100)]
+    )
+    list(top_k(view))
+    assert view.asked == 4
 
 
 def test_nan_is_never_ranked() -> None:
-    with pytest.raises(DataError, match="'bad'"):
-        top_k(matrix(["good", "bad"], [[0.1], [np.nan]]), 1)
+    with pytest.raises(DataError, match="not finite"):
+        next(top_k(InMemory(["good", "bad"], [[0.1], [np.nan]])))
 
 
 def test_length_matched_rows_have_the_lengths_of_the_selection() -> None:

@@ -8,13 +8,7 @@ import pyarrow as pa
 import pytest
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.run.store import Store, digest, read_table, replacing, write_table
-
-
-def test_digest_ignores_key_order_and_sees_every_value() -> None:
-    assert digest({"a": 1, "b": [2, 3]}) == digest({"b": [2, 3], "a": 1})
-    assert digest({"a": 1}) != digest({"a": 1.5})
-    assert digest({"a": "é"}) != digest({"a": "e"})
+from gistselect.run.store import Store, publish, read_table, write_table
 
 
 def test_another_input_is_another_artifact(tmp_path: Path) -> None:
@@ -24,21 +18,6 @@ def test_another_input_is_another_artifact(tmp_path: Path) -> None:
     assert store.artifact("fit", 1, rows="x").facts == {"rank": 3}
     assert not second.is_complete
     assert not store.artifact("fit", 2, rows="x").is_complete
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "result.txt"
-    path.write_text("old")
-
-    def fail_halfway() -> None:
-        with replacing(path) as part:
-            part.write_text("ne")
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        fail_halfway()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
@@ -51,8 +30,36 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
         read_table(path)
 
 
+def test_asking_for_an_artifact_writes_nothing(tmp_path: Path) -> None:
+    assert not Store(tmp_path / "store").artifact("fit", 1, rows="x").is_complete
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artifact_with_foreign_inputs_is_refused(tmp_path: Path) -> None:
     artifact = Store(tmp_path).artifact("fit", 1, rows="x")
+    artifact.begin()
+    artifact.begin()
     (artifact / "inputs.json").write_text('{"stage": "fit", "version": 1, "rows": "y"}')
     with pytest.raises(ArtifactMismatchError, match="other inputs"):
-        Store(tmp_path).artifact("fit", 1, rows="x")
+        artifact.begin()
+
+
+def test_facts_of_another_artifact_or_changed_ones_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second = store.artifact("fit", 1, rows="x"), store.artifact("fit", 1, rows="y")
+    first.complete(rank=3)
+    second.complete(rank=4)
+    (second / "complete.json").write_bytes((first / "complete.json").read_bytes())
+    with pytest.raises(ArtifactMismatchError, match="damaged"):
+        _ = second.facts
+    (first / "complete.json").write_text((first / "complete.json").read_text().replace("3", "5", 1))
+    with pytest.raises(ArtifactMismatchError, match="damaged"):
+        _ = first.facts
+
+
+def test_what_is_published_does_not_change_with_its_copy(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "selected.jsonl").write_text("{}")
+    publish(tmp_path / "store" / "selected.jsonl", tmp_path / "selected.jsonl")
+    (tmp_path / "selected.jsonl").write_text("edited")
+    assert (tmp_path / "store" / "selected.jsonl").read_text() == "{}"

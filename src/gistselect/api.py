@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gistselect.data.parts import serialised
-from gistselect.errors import ConfigError
-from gistselect.run.config import RunConfig
-from gistselect.run.store import read_table, write_lines
+from gistselect.errors import ArtifactMismatchError, ConfigError
+from gistselect.files import write_lines
+from gistselect.run.config import LIVE, RunConfig
+from gistselect.run.store import read_table
 from gistselect.types import Selection
 
 if TYPE_CHECKING:
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from gistselect.model.loading import LanguageModel
+
 Rows = Iterable[Mapping[str, Any]]
 
 
 def select(
     *,
-    model: str | Path | PeftModel,
+    model: str | Path | PeftModel | None = None,
     pool: str | Path | Sequence[str | Path] | Rows | Dataset,
     targets: str | Path | Sequence[str | Path] | Mapping[str, Rows],
     budget: str | int | float,
@@ -38,39 +43,52 @@ def select(
     """Select from `pool` the rows that teach `targets`, within `budget`.
 
     `model` is a folder, a hub id, or a live `PeftModel` with its `tokenizer`, at whose adapter the gradients are
-    taken. `pool` is files, or rows in memory (dicts or a `datasets.Dataset`), which are written into the run
-    folder. `targets` names built-in tasks or files, or maps names to rows. `output` is the run folder, a
-    temporary one by default. `options` are those of `gistselect run`.
+    taken and which is given back as it came; methods that read only text need none. `pool` is files, or rows in
+    memory (dicts or a `datasets.Dataset`), which are written into the run folder. `targets` names built-in tasks or
+    files, or maps names to rows. `output` is the run folder; without it a temporary one, which goes when the
+    selection does. `options` are those of `gistselect run`.
 
     Raises `GistSelectError` and its kinds, with the remedy in the message.
     """
-    from gistselect.run.context import Run
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter, SilentReporter
 
     folder = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="gistselect-"))
-    live = None
-    if not isinstance(model, (str, Path)):
-        live = _live_model(model, tokenizer)
-    config = RunConfig.from_values(
-        {
-            "model": str(model) if live is None else "live",
-            "pool": _files(pool, folder / "inputs" / "pool.jsonl"),
-            "target": _target_files(targets, folder / "inputs"),
-            "budget": budget,
-            "output": folder,
-            **options,
-        }
-    )
-    execute(Run(config, Reporter() if progress else SilentReporter(), live=live))
-    return load_selection(folder)
+    try:
+        live = None if model is None or isinstance(model, (str, Path)) else _live_model(model, tokenizer)
+        config = RunConfig.from_values(
+            {
+                "model": LIVE if live else model and str(model),
+                "pool": _files(pool, folder / "inputs" / "pool.jsonl"),
+                "target": _target_files(targets, folder / "inputs"),
+                "budget": budget,
+                "output": folder,
+                **options,
+            }
+        )
+        execute(config, Reporter() if progress else SilentReporter(), live=live)
+        selection = load_selection(folder)
+    except BaseException:
+        if output is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if output is None:
+        weakref.finalize(selection, shutil.rmtree, folder, ignore_errors=True)
+    return selection
 
 
 def load_selection(folder: str | Path) -> Selection:
     """The selection of a finished run folder. Raises `ArtifactMismatchError` if there is none."""
     table = read_table(Path(folder) / "selection.parquet")
-    with (Path(folder) / "selected.jsonl").open("rb") as lines:
-        rows = tuple(json.loads(line) for line in lines)
+    try:
+        with (Path(folder) / "selected.jsonl").open("rb") as lines:
+            rows = tuple(json.loads(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise ArtifactMismatchError(f"{folder} holds no whole selected.jsonl ({error}); select again.") from None
+    if len(rows) != table.num_rows:
+        raise ArtifactMismatchError(
+            f"{folder}: selected.jsonl has {len(rows)} rows and selection.parquet {table.num_rows}; select again."
+        )
     return Selection(
         ids=tuple(table["id"].to_pylist()),
         scores=np.asarray(table["score"]),
@@ -80,7 +98,7 @@ def load_selection(folder: str | Path) -> Selection:
     )
 
 
-def _live_model(model: PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+def _live_model(model: PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> LanguageModel:
     from gistselect.model.loading import LanguageModel
 
     if tokenizer is None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -16,10 +16,9 @@ from rich.table import Table
 from gistselect import __version__
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.run.bench import BenchConfig
-from gistselect.run.config import EvaluateConfig, RunConfig, Stage, TrainConfig, read_yaml
-
-if TYPE_CHECKING:
-    from gistselect.run.context import Run
+from gistselect.run.config import RunConfig, Stage
+from gistselect.run.remember import RUN_YAML, read_yaml, recall
+from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 
 EXAMPLES = """
 Typical use:
@@ -39,15 +38,12 @@ app = App(
 )
 
 
-def _run(config: RunConfig, until: Stage | None = None) -> Run:
-    from gistselect.run.context import Run
+def _run(config: RunConfig, until: Stage | None = None) -> None:
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter
 
     _quiet_libraries()
-    run = Run(config, Reporter())
-    execute(run, last=until)
-    return run
+    execute(config, Reporter(), last=until)
 
 
 def _quiet_libraries() -> None:
@@ -112,7 +108,7 @@ def train(
     if (run is None) == (config is None):
         raise ConfigError("give either --run FOLDER, or --model, --data and --output.")
     if run is not None:
-        _run(RunConfig.from_yaml(run / "run.yaml"), "train")
+        _run(recall(run), "train")
         return
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import train_on_rows
@@ -137,7 +133,7 @@ def evaluate(
     if (run is None) == (config is None):
         raise ConfigError("give either --run FOLDER, or --model, --tasks and --output.")
     if run is not None:
-        _run(RunConfig.from_yaml(run / "run.yaml"), "evaluate")
+        _run(recall(run), "evaluate")
         return
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import evaluate_model
@@ -195,15 +191,19 @@ def spectrum(folder: Path) -> None:
     folder:
         Run folder that holds scores.
     """
-    from gistselect.run.context import Run
-    from gistselect.run.progress import Reporter
-    from gistselect.run.spectrum import draw_spectrum, leading_values, spectrum_table
+    from gistselect.files import read_json
+    from gistselect.report.spectrum import draw_spectrum, leading_values, spectrum_table
+    from gistselect.run.results import SPECTRUM, SUBSPACE_JSON
 
-    loaded = Run(RunConfig.from_yaml(folder / "run.yaml"), Reporter())
-    draw_spectrum(loaded)
-    print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(loaded))
-    Console().print("Largest singular values:", *leading_values(loaded), sep="\n  ", markup=False, highlight=False)
-    Console().print(f"plot: {loaded.path('spectrum.svg')}", markup=False, highlight=False)
+    if not (folder / SUBSPACE_JSON).is_file():
+        raise ConfigError(
+            f"{folder} holds no {SUBSPACE_JSON}; run 'gistselect score --output {folder}' with gist first."
+        )
+    described = read_json(folder / SUBSPACE_JSON)
+    draw_spectrum(described, folder / SPECTRUM)
+    print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
+    Console().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
+    Console().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
 
 
 @app.command
@@ -250,8 +250,8 @@ def _stored_config(tokens: Sequence[str]) -> Path | None:
         folder = (
             value if token == "--output" else token.removeprefix("--output=") if token.startswith("--output=") else None
         )
-        if folder and (Path(folder) / "run.yaml").is_file():
-            return Path(folder) / "run.yaml"
+        if folder and (Path(folder) / RUN_YAML).is_file():
+            return Path(folder) / RUN_YAML
     return None
 
 

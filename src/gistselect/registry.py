@@ -19,8 +19,12 @@ REGISTRY: dict[str, dict[str, str]] = {
         "tydiqa": "gistselect.tasks.tydiqa:TyDiQA",
         "gsm8k": "gistselect.tasks.gsm8k:GSM8K",
     },
+    "representation": {
+        "gist": "gistselect.representations.gist:Gist",
+        "bm25": "gistselect.representations.bm25:BM25",
+    },
     "selector": {
-        "top_k": "gistselect.selection.selectors:top_k",
+        "top_k": "gistselect.selection.orders:top_k",
     },
     "export": {
         "trl": "gistselect.export:to_trl",

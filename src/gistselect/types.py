@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -108,18 +109,6 @@ class Example:
         return int(self.supervised[1:].sum())
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreMatrix:
-    """Scores of pool rows for targets. Rows carry their ids; columns are targets."""
-
-    ids: NDArray[np.object_]
-    """(n,) record ids."""
-    targets: tuple[str, ...]
-    """n_target names, `task` or `task/group`."""
-    scores: NDArray[np.float64]
-    """(n, n_target); finite."""
-
-
 class Task(Protocol):
     """A target: where its queries come from, and what evaluates it."""
 
@@ -156,7 +145,21 @@ class Selection:
 
     @property
     def dataset(self) -> Any:
-        """The selected rows as a `datasets.Dataset`, in rank order."""
+        """The selected rows as a `datasets.Dataset`, in rank order, with the columns of all of them.
+
+        A column whose values have no common type (rows of several sources may differ) holds each as JSON text.
+        """
         from datasets import Dataset
 
-        return Dataset.from_list(list(self.rows))
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return Dataset.from_dict({name: _column([row.get(name) for row in self.rows]) for name in names})
+
+
+def _column(values: list[Any]) -> list[Any]:
+    import pyarrow as pa
+
+    try:
+        pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    return values

@@ -58,15 +58,12 @@ def null_scores(
 
 def spearman(first: FloatArray, second: FloatArray) -> float:
     """Rank correlation of two score vectors (n,); equal scores share their mean rank."""
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(first, second).statistic)
 
 
 def overlap(first: FloatArray, second: FloatArray, n_top: int) -> float:
     """Share of the `n_top` best of one score vector (n,) that are among those of the other."""
     best = [set(np.argsort(-scores, kind="stable")[:n_top].tolist()) for scores in (first, second)]
     return len(best[0] & best[1]) / n_top
-
-
-def _ranks(scores: FloatArray) -> FloatArray:
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]

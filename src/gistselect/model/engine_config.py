@@ -30,6 +30,12 @@ class EngineConfig(BaseModel):
     """Number format in which a basis is stored; it is always accumulated in float32. `auto` is bfloat16 for a
     bfloat16 model on CUDA, where it takes half the memory and a tenth of the time, and float32 elsewhere."""
 
+    def stored_basis_dtype(self, dtype: str, device: str) -> str:
+        """What `basis_dtype` comes to for a model of that number format on that kind of device."""
+        if self.basis_dtype != "auto":
+            return self.basis_dtype
+        return "bfloat16" if dtype == "bfloat16" and device == "cuda" else "float32"
+
 
 class SketchConfig(BaseModel):
     """A seeded random projection of both sides of every gradient matrix."""

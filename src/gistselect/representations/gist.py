@@ -1,84 +1,229 @@
 """GIST: a task subspace from the query gradients, and cosines in it (arXiv 2602.18584, section 4).
 
-The pool's gradients are never stored. Only their coordinates in the subspaces of all targets are, which one
-backward pass over the pool gives.
+The pool's gradients are never stored, only their coordinates in the subspace; several targets stand side by side in
+one backward pass. Cost of a row: one backward pass of the model and 2·p·r FLOP, 4·r bytes stored, for p adapter
+parameters and rank r. Use it where a warm-up is affordable and the target moves the weights in few directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gistselect.errors import DataError
-from gistselect.linalg.similarity import cosine_scores
+from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
-from gistselect.model.gradients import GradientEngine
-from gistselect.model.sketch import SketchedEngine
+from gistselect.model.engine_config import SketchConfig
+from gistselect.representations.interface import (
+    Features,
+    Fitted,
+    FloatArray,
+    GradientSource,
+    Queries,
+    Reads,
+    Representation,
+    Scores,
+)
 from gistselect.types import Example
 
+if TYPE_CHECKING:
+    pass
 
-@dataclass(frozen=True, kw_only=True)
-class TaskSubspace:
-    """What one task's queries determine at one checkpoint; its basis `V = G' W` has `subspace.basis_weights` W."""
-
-    subspace: Subspace
-    groups: tuple[str, ...]
-    target_features: NDArray[np.float64]
-    """(n_group, r) mean raw query feature of each group."""
+BASIS = "basis"
+"""Folder of the basis within a fit."""
 
 
-def fit(
-    engine: GradientEngine | SketchedEngine,
-    queries: Sequence[Example],
-    groups: Sequence[str],
-    *,
-    rank: int | float,
-    rtol: float,
-) -> TaskSubspace:
-    """The task subspace of `queries`, whose groups are given row by row (GIST section 4).
+class GistOptions(BaseModel):
+    """The subspace and the score."""
 
-    Raises `DataError` naming the query whose gradient is not finite.
-    """
-    gram = engine.gram(queries)
-    if len(bad := np.flatnonzero(~np.isfinite(np.diag(gram)))):
-        raise DataError(
-            f"the gradient of query {queries[bad[0]].id!r} is not finite; check its text, or use --dtype float32."
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    rank: int | float = 0.95
+    """Subspace rank (a whole number) or the share of query-gradient variance to keep (0 to 1]."""
+    rtol: float = Field(default=1e-3, gt=0, lt=1)
+    """Directions with a singular value below this share of the largest are rounding noise and dropped."""
+    sketch: int | None = Field(default=None, ge=1)
+    """For adapters whose basis does not fit in memory: project each side of every gradient matrix to this width.
+    The agreement with the exact score is measured on a sample and reported."""
+    keep_sketch: bool = False
+    """Store the pool's sketches, so that a target added later needs no pass over the pool."""
+    energy_weighting: bool = False
+    """Weight scores by the square root of the captured energy: the cosine with the full gradient norm."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> GistOptions:
+        if self.rank <= 0 or (isinstance(self.rank, float) and self.rank > 1):
+            raise ValueError(
+                f"rank={self.rank} is neither a number of directions (1, 2, …) nor a share of variance in (0, 1]"
+            )
+        if self.keep_sketch and self.sketch is None:
+            raise ValueError("keep_sketch needs a sketch; add --sketch 32")
+        return self
+
+
+class Gist(GistOptions, Representation):
+    """Cosine with the mean query of each group, inside the subspace of the target's query gradients."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sketch."""
+
+    name: ClassVar[str] = "gist"
+    title: ClassVar[str] = "GIST"
+    reads: ClassVar[Reads] = "gradient"
+    definition: ClassVar[str] = (
+        "cosine (-1 to 1, higher is nearer) of the row's gradient with a group's mean query gradient, within the "
+        "subspace of the query gradients, weighted over checkpoints"
+    )
+    unscored: ClassVar[str] = "the gradient is zero or not finite; check the row's text, or use --dtype float32"
+    score_only: ClassVar[frozenset[str]] = frozenset({"energy_weighting"})
+
+    @property
+    def per_target(self) -> bool:
+        return not self.keep_sketch
+
+    @property
+    def is_approximate(self) -> bool:
+        return self.sketch is not None
+
+    @property
+    def fit_inputs(self) -> dict[str, Any]:
+        return {"rank": self.rank, "rtol": self.rtol, **self.pool_inputs}
+
+    @property
+    def pool_inputs(self) -> dict[str, Any]:
+        return {"sketch": self.sketch_config.model_dump(mode="json") if self.sketch_config else None}
+
+    @cached_property
+    def sketch_config(self) -> SketchConfig | None:
+        """How gradients are sketched; None for exact ones."""
+        return None if self.sketch is None else SketchConfig(dimension=self.sketch, seed=self.seed)
+
+    def width(self, n_queries: int) -> int | None:
+        """The rank is at most the number of queries; a kept sketch follows the shapes of the adapter."""
+        if self.keep_sketch:
+            return None
+        return min(self.rank, n_queries) if isinstance(self.rank, int) else n_queries
+
+    def passes(self, n_queries: int, at: GradientSource) -> int:
+        """One sketch, or the passes of the Gram matrix and of a basis of full rank at the most."""
+        if self.sketch_config:
+            return 1
+        rank = self.rank if isinstance(self.rank, int) else n_queries
+        return at.engine.gram_passes(n_queries) + at.engine.basis_passes(min(rank, n_queries))
+
+    def fit(self, queries: Queries, at: GradientSource, folder: Path) -> Fitted:
+        """The task subspace of the queries (GIST section 4); the exact basis goes into `folder`.
+
+        Raises `DataError` naming a query whose gradient is not finite.
+        """
+        from gistselect.model.basis import Basis
+
+        if self.sketch_config is None:
+            subspace = self._subspace(at.engine.gram(queries.examples), queries)
+            weights = subspace.basis_weights
+            (folder / BASIS).mkdir()
+            Basis.save_parts(at.engine.basis_parts(queries.examples, weights), folder / BASIS)
+            arrays: dict[str, NDArray[Any]] = {}
+        else:
+            sketches = at.engine.sketch(queries.examples, self.sketch_config).features.astype(np.float64)
+            subspace = self._subspace(sketches @ sketches.T, queries)
+            arrays = {"basis": (sketches.T @ subspace.basis_weights).astype(np.float32)}
+        _, target_features = group_means(subspace.query_features, list(queries.groups))
+        arrays |= {
+            "left": subspace.left,
+            "singular_values": subspace.singular_values,
+            "query_features": subspace.query_features,
+            "target_features": target_features,
+        }
+        kept = float(subspace.explained_variance[subspace.rank - 1])
+        facts = {"rank": subspace.rank, "queries": len(queries.examples), "explained_variance": kept}
+        return Fitted(groups=queries.group_names, arrays=arrays, facts=facts)
+
+    def _subspace(self, gram: FloatArray, queries: Queries) -> Subspace:
+        if len(bad := np.flatnonzero(~np.isfinite(np.diag(gram)))):
+            raise DataError(
+                f"the gradient of query {queries.examples[bad[0]].id!r} is not finite; check its text, or use "
+                "--dtype float32."
+            )
+        return factor_gram(gram, rank=self.rank, rtol=self.rtol)
+
+    def collector(self, fitted: Fitted | None, at: GradientSource) -> Any:
+        """Coordinates (n, r) in the basis of a target; or sketches (n, d), projected into it unless they are kept."""
+        from gistselect.model.basis import Basis
+        from gistselect.model.sinks import ProjectionSink, SketchSink
+        from gistselect.model.sketch import SketchInBasis
+
+        if self.sketch_config is not None:
+            if fitted is None:
+                return SketchSink(self.sketch_config)
+            return SketchInBasis(self.sketch_config, fitted.arrays["basis"])
+        assert fitted is not None
+        assert fitted.folder is not None
+        return ProjectionSink(Basis.load_parts(fitted.folder / BASIS))
+
+    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
+        """Σ_c w_c cos(f_c, target_c) over checkpoints c; with `energy_weighting` each cosine times √energy_c."""
+        features = [
+            one.values @ fit.arrays["basis"] if self.keep_sketch else one.values
+            for one, fit in zip(shard, fitted, strict=True)
+        ]
+        energies = [
+            _captured_energy(values, one.measured["gradient_norm"]) for values, one in zip(features, shard, strict=True)
+        ]
+        usable = np.logical_and.reduce(
+            [
+                np.isfinite(values).all(axis=1) & np.isfinite(energy) & np.isfinite(one.measured["loss"])
+                for values, energy, one in zip(features, energies, shard, strict=True)
+            ]
         )
-    subspace = factor_gram(gram, rank=rank, rtol=rtol)
-    names, target_features = group_means(subspace.query_features, list(groups))
-    return TaskSubspace(subspace=subspace, groups=names, target_features=target_features)
+        total = np.full((len(usable), len(fitted[0].groups)), np.nan)
+        total[usable] = scores(
+            [values[usable] for values in features],
+            [fit.arrays["target_features"] for fit in fitted],
+            weights,
+            [energy[usable] for energy in energies] if self.energy_weighting else None,
+        )
+        return Scores(values=total, columns={"captured_energy": weights @ np.stack(energies)})
+
+    def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Best-target scores of random directions in the same subspaces."""
+        return null_scores([fit.arrays["target_features"] for fit in fitted], weights, rng)
+
+    def reference(self, queries: Queries, sample: Sequence[Example], at: GradientSource) -> FloatArray | None:
+        """Exact scores of a sketched run's sample, from the inner products of all gradients alone.
+
+        With the Gram matrix of queries and sample, the sample's features are `S V = (S G') W`: nothing of size
+        p x r is formed, so this serves where the exact basis would not fit.
+        """
+        if self.sketch_config is None:
+            return None
+        n_query = len(queries.examples)
+        gram = at.engine.gram([*queries.examples, *sample])
+        subspace = self._subspace(gram[:n_query, :n_query], queries)
+        _, target_features = group_means(subspace.query_features, list(queries.groups))
+        return cosine_scores(gram[n_query:, :n_query] @ subspace.basis_weights, target_features)
 
 
-def exact_scores(
-    engine: GradientEngine,
-    queries: Sequence[Example],
-    groups: Sequence[str],
-    sample: Sequence[Example],
-    *,
-    rank: int | float,
-    rtol: float,
-) -> NDArray[np.float64]:
-    """Scores (n_sample, n_group) of a few rows without a basis, from the inner products of all gradients alone.
-
-    With the Gram matrix of queries and sample, the sample's features are `S V = (S G') W`: nothing of size p x r is
-    formed, so this is the reference for a sketch where the exact basis would not fit.
-    """
-    n_query = len(queries)
-    gram = engine.gram([*queries, *sample])
-    subspace = factor_gram(gram[:n_query, :n_query], rank=rank, rtol=rtol)
-    _, target_features = group_means(subspace.query_features, list(groups))
-    return cosine_scores(gram[n_query:, :n_query] @ subspace.basis_weights, target_features)
+def _captured_energy(values: NDArray[np.floating], gradient_norm: NDArray[np.floating]) -> FloatArray:
+    """(n,) share of the squared gradient that the subspace holds; NaN without a gradient."""
+    norms = np.asarray(gradient_norm, dtype=np.float64)
+    squares = (values.astype(np.float64) ** 2).sum(axis=1)
+    energy = np.divide(squares, norms**2, out=np.full_like(norms, np.nan), where=norms > 0)
+    return energy.astype(np.float32).astype(np.float64)
 
 
 def scores(
     features: Sequence[NDArray[np.floating]],
     target_features: Sequence[NDArray[np.floating]],
-    weights: NDArray[np.float64],
+    weights: FloatArray,
     captured_energy: Sequence[NDArray[np.floating]] | None = None,
-) -> NDArray[np.float64]:
+) -> FloatArray:
     """Scores (n, n_group) `sum_c w_c cos(f_c, target_c)` over checkpoints c.
 
     `features` holds (n, r_c) and `target_features` (n_group, r_c) for each checkpoint. With `captured_energy`,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gistselect.data.config import TextOptions
@@ -14,111 +13,140 @@ from gistselect.errors import ConfigError
 from gistselect.evaluation.config import EvaluationConfig
 from gistselect.model.config import ModelConfig, ModelSettings
 from gistselect.model.engine_config import EngineConfig
+from gistselect.representations.gist import GistOptions
+from gistselect.representations.interface import Representation
+from gistselect.representations.specification import label, parse
+from gistselect.run.store import IfBusy
+from gistselect.selection.budget import parse_budget
 from gistselect.training.recipe import TrainingConfig
 
 Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "evaluate"]
 STAGES: tuple[Stage, ...] = ("ingest", "warmup", "features", "score", "select", "train", "evaluate")
+LIVE = "<live model>"
+"""Stands for a model that was given as an object, which no file can name."""
+OF_THIS_CALL = frozenset({"until", "strict", "if_busy"})
+"""Options that a later command on the same folder does not inherit."""
 
-Many = Parameter(consume_multiple=True, negative="")
-"""A list on the command line: `--pool a b c`."""
+MODEL = Group("Model", sort_key=1)
+DATA = Group("Pool and target", sort_key=2)
+METHOD = Group("Method", sort_key=3)
+WARMUP = Group("Warm-up", sort_key=4)
+ENGINE = Group("Engine", sort_key=5)
+EVALUATION = Group("Evaluation", sort_key=6)
+RUN = Group("Run", sort_key=7)
 
 
-class ModelOptions(ModelSettings):
-    """Which language model, and how it is held in memory."""
-
-    model: str
-    """Folder or hub id of the causal language model."""
-
-    @property
-    def source(self) -> ModelConfig:
-        """The model as the model layer loads it."""
-        return ModelConfig(path=self.model, **{name: getattr(self, name) for name in ModelSettings.model_fields})
+def many(group: Group) -> Parameter:
+    """A list on the command line: `--pool a b c`."""
+    return Parameter(consume_multiple=True, negative="", group=group)
 
 
 @Parameter(name="*")
-class RunConfig(TextOptions, ModelOptions):
+class RunConfig(TextOptions, GistOptions, ModelSettings):
     """What to select from what, for what, with which model."""
 
-    pool: Annotated[tuple[str, ...], Many]
-    """Rows to select from: JSONL (.gz, .zst), Parquet, folders or globs of them, or hf:owner/name[:split]."""
-    target: Annotated[tuple[str, ...], Many]
-    """What to teach: mmlu, bbh, tydiqa, gsm8k, or a JSONL/Parquet file of your own examples. Several share one pass."""
-    output: Path
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Folder or hub id of the causal language model; only methods that read nothing but text do without."""
+
+    pool: Annotated[tuple[str, ...], many(DATA)]
+    """Rows to select from: files, folders or globs of them, or hf:owner/name[:config][:split]."""
+    target: Annotated[tuple[str, ...], many(DATA)]
+    """What to teach: mmlu, bbh, tydiqa, gsm8k, or a file of your own examples. Several share one pass."""
+    output: Annotated[Path, Parameter(group=RUN)]
     """Run folder for every result. The same command on the same folder continues an interrupted run."""
-    budget: str | int | float = "5%"
+    budget: Annotated[str | int | float, Parameter(group=METHOD)] = "5%"
     """How much to select: a share of the pool (5% or 0.05) or a number of rows (500)."""
-
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, Parameter(group=DATA)] = None
     """LESS-style folder with the built-in targets' files (eval/mmlu, eval/bbh, …)."""
-    target_group: str | None = None
+    target_group: Annotated[str | None, Parameter(group=DATA)] = None
     """Column that divides your own target into groups, each a target direction; by default "group", if there."""
-    max_queries: int | None = Field(default=None, ge=1)
+    max_queries: Annotated[int | None, Parameter(group=DATA)] = Field(default=None, ge=1)
     """Most target examples used in each group (a seeded sample); all by default."""
-    heldout: Annotated[tuple[Path, ...], Many] = ()
+    heldout: Annotated[tuple[Path, ...], many(DATA)] = ()
     """Held-out examples for your own targets, in their order, to evaluate them. Built-in targets bring theirs."""
-    output_format: Literal["pool", "messages"] = "pool"
+    output_format: Annotated[Literal["pool", "messages"], Parameter(group=DATA)] = "pool"
     """Selected rows as they stand in the pool, or normalised to chat messages."""
-    strict: Annotated[bool, Parameter(negative="")] = False
-    """Stop at the first row that cannot be scored, instead of listing it in quarantine.jsonl."""
 
-    adapter: Path | None = None
+    representation: Annotated[tuple[str, ...], many(METHOD)] = ("gist",)
+    """How rows are compared with a target: gist, less, bm25, …, each with options of its own if you like
+    (less:dimension=1024). Several are computed in one pass; the first makes selected.jsonl, the others
+    methods/<name>/selected.jsonl."""
+
+    adapter: Annotated[Path | None, Parameter(group=WARMUP)] = None
     """PEFT adapter folder to take gradients at; skips the warm-up."""
-    checkpoints: Annotated[tuple[Path, ...], Many] = ()
+    checkpoints: Annotated[tuple[Path, ...], many(WARMUP)] = ()
     """Several adapter folders to take gradients at; their scores are added. Skips the warm-up."""
-    checkpoint_weights: Annotated[tuple[float, ...], Many] = ()
-    """Weight of each checkpoint; equal by default. LESS uses the mean learning rate of its epoch."""
-    warmup_share: float = Field(default=0.05, gt=0, le=1)
+    checkpoint_weights: Annotated[tuple[float, ...], many(WARMUP)] = ()
+    """Weight of each checkpoint, in the order of --checkpoints or --warmup-checkpoints; by default equal, or the mean
+    learning rate of the epoch as in LESS."""
+    warmup_share: Annotated[float, Parameter(group=WARMUP)] = Field(default=0.05, gt=0, le=1)
     """Share of the pool, drawn at random, for the warm-up."""
-    warmup_checkpoints: Annotated[tuple[int, ...], Many] = (1,)
+    warmup_checkpoints: Annotated[tuple[int, ...], many(WARMUP)] = (1,)
     """Ends of the epochs whose checkpoints are used, e.g. 1 2 3 4."""
-    warmup: TrainingConfig = TrainingConfig()
+    warmup: Annotated[TrainingConfig, Parameter(group=WARMUP)] = TrainingConfig()
     """Warm-up training."""
 
-    rank: int | float = 0.95
-    """Subspace rank (a whole number) or the share of query-gradient variance to keep (0 to 1)."""
-    rtol: float = Field(default=1e-3, gt=0, lt=1)
-    """Directions with a singular value below this share of the largest are rounding noise and dropped."""
-    sketch: int | None = Field(default=None, ge=1)
-    """For adapters whose basis does not fit in memory: project each side of every gradient matrix to this width.
-    The agreement with the exact score is measured on a sample and reported."""
-    keep_sketch: Annotated[bool, Parameter(negative="")] = False
-    """Store the pool's sketches, so that a target added later needs no pass over the pool."""
-    energy_weighting: Annotated[bool, Parameter(negative="")] = False
-    """Weight scores by the square root of the captured energy: the cosine with the full gradient norm."""
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[EngineConfig, Parameter(group=ENGINE)] = EngineConfig()
     """Batches and memory of the gradient passes."""
 
-    finetune: TrainingConfig = TrainingConfig()
+    finetune: Annotated[TrainingConfig, Parameter(group=EVALUATION)] = TrainingConfig()
     """Fine-tuning on the selection."""
-    train_seeds: Annotated[tuple[int, ...], Many] = (0, 1, 2)
+    train_seeds: Annotated[tuple[int, ...], many(EVALUATION)] = (0, 1, 2)
     """One fine-tuning on the selection for each seed; every baseline is drawn and trained anew with the same seeds."""
-    baselines: Annotated[tuple[Literal["random", "length", "full"], ...], Many] = ("random",)
+    baselines: Annotated[tuple[Literal["random", "length", "full"], ...], many(EVALUATION)] = ("random",)
     """What to compare with, at the same number of rows: random rows, random rows of the same lengths, the full pool."""
-    heldout_items: int = Field(default=200, ge=1)
+    heldout_items: Annotated[int, Parameter(group=EVALUATION)] = Field(default=200, ge=1)
     """Most held-out items of each group on which the target loss is measured (a seeded sample)."""
-    evaluate: Annotated[bool, Parameter(negative="")] = False
+    evaluate: Annotated[bool, Parameter(group=EVALUATION)] = False
     """Close the loop: fine-tune on the selection and on random ones, and compare the target loss."""
-    evaluate_tasks: Annotated[tuple[str, ...], Many] = ()
+    evaluate_tasks: Annotated[tuple[str, ...], many(EVALUATION)] = ()
     """With --evaluate, also measure every arm on these tasks (see gistselect evaluate), beside the target loss."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """Items, prompts and intervals of those protocols."""
-    until: Stage | None = None
+    evaluation: Annotated[EvaluationConfig, Parameter(group=EVALUATION)] = EvaluationConfig()
+    """Items, prompts and intervals of those protocols; template and seed are the run's unless given."""
+
+    strict: Annotated[bool, Parameter(group=RUN)] = False
+    """Stop at the first row that cannot be scored, instead of listing it in quarantine.jsonl."""
+    until: Annotated[Stage | None, Parameter(group=RUN)] = None
     """Last stage to run; by default select, or evaluate with --evaluate."""
-    seed: int = 0
+    if_busy: Annotated[IfBusy, Parameter(group=RUN)] = "wait"
+    """What to do if another process works in the run folder."""
+    seed: Annotated[int, Parameter(group=RUN)] = Field(default=0, ge=0)
     """Seed of every random choice."""
 
-    @field_validator("pool", "target", "heldout", "checkpoints", mode="before")
+    @field_validator("pool", "target", "heldout", "checkpoints", "representation", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, Path)) else value
 
-    @field_validator("pool", "target")
+    @field_validator("sketch", "adapter", "max_queries", "target_group", "data_dir", "until", mode="before")
     @classmethod
-    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _taken_back(cls, value: Any) -> Any:
+        """`--sketch none` takes an option of run.yaml back."""
+        return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("pool", "target", "representation", "train_seeds")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value:
             raise ValueError("name at least one")
         if len(set(value)) != len(value):
             raise ValueError("the same one is named twice")
+        return value
+
+    @field_validator("train_seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 0:
+            raise ValueError("seeds must not be negative")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | int | float) -> str | int | float:
+        try:
+            parse_budget(value)
+        except ConfigError as error:
+            raise ValueError(str(error).rstrip(".")) from None
         return value
 
     @model_validator(mode="after")
@@ -128,13 +156,28 @@ class RunConfig(TextOptions, ModelOptions):
         n_checkpoints = len(self.adapter_folders) or len(self.warmup_checkpoints)
         if self.checkpoint_weights and len(self.checkpoint_weights) != n_checkpoints:
             raise ValueError(f"{len(self.checkpoint_weights)} checkpoint_weights for {n_checkpoints} checkpoints")
-        if self.keep_sketch and self.sketch is None:
-            raise ValueError("keep_sketch needs a sketch; add --sketch 32")
-        if out_of_range := [epoch for epoch in self.warmup_checkpoints if not 1 <= epoch <= self.warmup.epochs]:
+        epochs = self.warmup_checkpoints
+        if not epochs or len(set(epochs)) != len(epochs):
+            raise ValueError("name each epoch of warmup_checkpoints once, and at least one")
+        if out_of_range := [epoch for epoch in epochs if not 1 <= epoch <= self.warmup.epochs]:
             raise ValueError(
                 f"warmup_checkpoints {out_of_range} lie outside the warm-up's epochs 1 to {self.warmup.epochs}"
             )
+        if len({label(one) for one in self.representation}) < len(self.representation):
+            raise ValueError("two representations have the same name and options")
         return self
+
+    @property
+    def source(self) -> ModelConfig:
+        """The model as the model layer loads it. Raises `ConfigError` if none is named."""
+        if self.model is None:
+            raise ConfigError("this needs a language model; give --model FOLDER or a hub id.")
+        return ModelConfig(path=self.model, **{name: getattr(self, name) for name in ModelSettings.model_fields})
+
+    @property
+    def representations(self) -> dict[str, Representation]:
+        """The representations by label. Raises `ConfigError` for an unknown name or option."""
+        return {label(one): parse(one, self) for one in self.representation}
 
     @property
     def adapter_folders(self) -> tuple[Path, ...]:
@@ -149,63 +192,11 @@ class RunConfig(TextOptions, ModelOptions):
     def from_values(cls, values: dict[str, Any]) -> RunConfig:
         """Validate; raises `ConfigError` that names the option and the remedy."""
         try:
-            return cls.model_validate(values)
+            config = cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(explain(error, tuple(cls.model_fields))) from None
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> RunConfig:
-        """Read `run.yaml`. Raises `ConfigError` if it is missing, not YAML, or not valid."""
-        return cls.from_values(read_yaml(path))
-
-    def to_yaml(self) -> str:
-        """Every option, resolved: the file replays the run."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Options in a YAML file. Raises `ConfigError` if it is missing or not a mapping."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must be a mapping of option names to values.")
-    return values
-
-
-@Parameter(name="*")
-class TrainConfig(TextOptions, ModelOptions):
-    """Fine-tune on any rows."""
-
-    data: Annotated[tuple[str, ...], Many]
-    """Rows to train on, such as selected.jsonl: files, folders or globs as for a pool."""
-    output: Path
-    """Folder for checkpoints and curves. The same command on the same folder continues an interrupted training."""
-    seeds: Annotated[tuple[int, ...], Many] = (0,)
-    """One training for each seed."""
-    training: Annotated[TrainingConfig, Parameter(name="*")] = TrainingConfig()
-    """The recipe."""
-    merge: Annotated[bool, Parameter(negative="")] = False
-    """Also write the model with the last adapter's weights added in, as an ordinary model folder."""
-
-
-@Parameter(name="*")
-class EvaluateConfig(ModelOptions):
-    """Evaluate a model, with an adapter if one is given."""
-
-    tasks: Annotated[tuple[str, ...], Many]
-    """mmlu, bbh, tydiqa, gsm8k, a JSONL of your own, or any task that lm-eval knows by its name there."""
-    output: Path
-    """Folder for results, prompts and per-item outcomes."""
-    adapter: Path | None = None
-    """PEFT adapter folder."""
-    data_dir: Path | None = None
-    """LESS-style folder with the built-in tasks' files; the hub's data sets are used without one."""
-    evaluation: Annotated[EvaluationConfig, Parameter(name="*")] = EvaluationConfig()
-    """Items, prompts and intervals."""
+        _ = config.representations
+        return config
 
 
 def explain(error: ValidationError, known: tuple[str, ...]) -> str:

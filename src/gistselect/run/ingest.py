@@ -1,172 +1,303 @@
-"""Stages `ingest` and `tokenize`: the pool as token shards, every row either an example or rejected with a reason."""
+"""Stages `records` and `tokens`: the pool as shards on disk, every row usable or rejected with a reason.
+
+Records know no model: text methods, selection and export read them. Tokens belong to one tokenizer and template and
+are made from records, so a second tokenizer reads no pool file again. Both hold every row at the same place.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gistselect.data.tokens import encode
-from gistselect.errors import DataError
-from gistselect.run.context import Run
+from gistselect.data.pool import Pool
+from gistselect.data.stored import record_from_json, record_json
+from gistselect.errors import ArtifactMismatchError, DataError
+from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, read_table, write_table
-from gistselect.types import Example, Record, Rejected
+from gistselect.types import Example, Place, Record, Rejected
 
-VERSION = 1
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gistselect.data.templates import Template
+
+RECORDS_VERSION = 1
+TOKENS_VERSION = 2
 SHARD_ROWS = 1024
 """Pool rows in a shard. Shards are cut by row, never by worker, so that nothing depends on the number of workers."""
 
-SCHEMA = pa.schema(
+_IDENTITY: dict[str, pa.DataType] = {
+    "id": pa.string(),
+    "source": pa.string(),
+    "row": pa.int64(),
+    "reason": pa.string(),
+}
+RECORDS_SCHEMA = pa.schema(
     {
-        "id": pa.string(),
-        "source": pa.string(),
-        "row": pa.int64(),
-        "n_tokens": pa.int32(),
-        "n_supervised": pa.int32(),
-        "input_ids": pa.list_(pa.int32()),
-        "supervised": pa.list_(pa.bool_()),
-        "reason": pa.string(),
+        **_IDENTITY,
+        "part": pa.int32(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+        "crc": pa.uint32(),
+        "conversation": pa.string(),
     }
 )
+TOKENS_SCHEMA = pa.schema(
+    {
+        **_IDENTITY,
+        "n_tokens": pa.int32(),
+        "n_supervised": pa.int32(),
+        "n_cut": pa.int32(),
+        "input_ids": pa.list_(pa.int32()),
+        "supervised": pa.list_(pa.bool_()),
+    }
+)
+IDENTITY = ["id", "source", "row"]
+COUNTS = ["n_tokens", "n_supervised", "n_cut"]
 
 
 @dataclass(frozen=True)
-class TokenizedPool:
-    """The pool's token shards on disk; only one shard at a time is in memory."""
+class Rows:
+    """The pool's rows on disk, as records or as tokens; only one shard at a time is in memory."""
 
     artifact: Artifact
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Counts over the whole pool: rows, examples, rejected, tokens, supervised tokens, truncated, shards."""
+        """Counts over the whole pool: n_rows, n_usable, n_rejected, n_shards, and of tokens their numbers."""
         return self.artifact.facts
 
     @property
     def n_shards(self) -> int:
         return self.facts["n_shards"]
 
+    def table(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of the usable rows of a shard, in pool order."""
+        table = read_table(self.artifact.shard(shard), [*columns, "reason"])
+        return table.filter(pc.field("reason").is_null()).drop_columns("reason")
+
+    def rejected(self, shard: int) -> list[Rejected]:
+        """The rows of a shard that cannot be used, in pool order."""
+        table = read_table(self.artifact.shard(shard), [*IDENTITY, "reason"])
+        return [Rejected(**row) for row in table.filter(pc.field("reason").is_valid()).to_pylist()]
+
+    def all_rejected(self) -> Iterator[Rejected]:
+        for shard in range(self.n_shards):
+            yield from self.rejected(shard)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Columns of every usable row of the pool, in pool order: for narrow columns only."""
+        return pa.concat_tables(self.table(shard, names) for shard in range(self.n_shards)).combine_chunks()
+
+
+class RecordRows(Rows):
+    """The pool's conversations."""
+
+    def amounts(self, shard: int) -> np.ndarray:
+        """(n,) ones: what a pass over text has to do is counted in rows."""
+        return np.ones(self.table(shard, ["row"]).num_rows, dtype=np.int64)
+
+    def records(self, shard: int) -> list[Record]:
+        """The usable records of a shard, in pool order."""
+        rows = self.table(shard, [*IDENTITY, "conversation"]).to_pylist()
+        return [Record(**record_from_json(row.pop("conversation")), **row) for row in rows]
+
+    def shards(self) -> Iterator[list[Record]]:
+        """The usable records of each shard in turn."""
+        return map(self.records, range(self.n_shards))
+
+    def places(self, rows: Sequence[int]) -> dict[int, Place]:
+        """Where the given pool rows stand in their files. Raises `ArtifactMismatchError` for a row that is missing."""
+        wanted = np.unique(np.asarray(rows, dtype=np.int64))
+        found: dict[int, Place] = {}
+        for shard, members in itertools.groupby(wanted.tolist(), lambda row: row // SHARD_ROWS):
+            table = read_table(self.artifact.shard(shard), ["row", "part", "offset", "length", "crc"])
+            places = {row.pop("row"): Place(**row) for row in table.to_pylist()}
+            found |= {row: places[row] for row in members if row in places}
+        if missing := set(wanted.tolist()) - found.keys():
+            raise ArtifactMismatchError(f"{self.artifact.folder} has no row {min(missing)}; delete it and run again.")
+        return found
+
+    def select(self, rows: Sequence[int]) -> list[Record]:
+        """The records of the given pool rows, in the given order."""
+        wanted = set(rows)
+        found = {
+            record.row: record
+            for shard in sorted({row // SHARD_ROWS for row in wanted})
+            for record in self.records(shard)
+            if record.row in wanted
+        }
+        return [found[row] for row in rows]
+
+
+class TokenRows(Rows):
+    """The pool's token ids and labels."""
+
+    def amounts(self, shard: int) -> np.ndarray:
+        """(n,) tokens of each usable row: what a pass has to do."""
+        return self.table(shard, ["n_tokens"])["n_tokens"].to_numpy()
+
     def examples(self, shard: int) -> list[Example]:
         """The shard's examples, in pool order."""
-        table = _accepted(read_table(self.artifact.shard(shard), ["id", "input_ids", "supervised", "reason"]))
+        table = self.table(shard, ["id", "n_cut", "input_ids", "supervised"])
         return [
             Example(
                 id=identity,
-                input_ids=np.asarray(ids, dtype=np.int32),
-                supervised=np.asarray(mask, dtype=bool),
+                input_ids=np.asarray(ids.values.to_numpy(zero_copy_only=False), dtype=np.int32),
+                supervised=np.asarray(mask.values.to_numpy(zero_copy_only=False), dtype=bool),
+                n_cut=n_cut,
             )
-            for identity, ids, mask in zip(
+            for identity, n_cut, ids, mask in zip(
                 table["id"].to_pylist(),
-                (value.values.to_numpy(zero_copy_only=False) for value in table["input_ids"]),
-                (value.values.to_numpy(zero_copy_only=False) for value in table["supervised"]),
+                table["n_cut"].to_pylist(),
+                table["input_ids"],
+                table["supervised"],
                 strict=True,
             )
         ]
 
-    def rows(self) -> pa.Table:
-        """id, source, row, n_tokens and n_supervised of every example of the pool, in pool order."""
-        columns = ["id", "source", "row", "n_tokens", "n_supervised", "reason"]
-        return pa.concat_tables(
-            _accepted(read_table(self.artifact.shard(index), columns)).drop_columns("reason")
-            for index in range(self.n_shards)
-        ).combine_chunks()
-
-    def rejected(self) -> list[Rejected]:
-        """Every row without an example, in pool order."""
-        found = []
-        for index in range(self.n_shards):
-            table = read_table(self.artifact.shard(index), ["id", "source", "row", "reason"])
-            found += [Rejected(**row) for row in table.to_pylist() if row["reason"] is not None]
-        return found
-
-    def select(self, rows: np.ndarray) -> list[Example]:
-        """The examples at the given positions among `rows()`, in the given order."""
-        wanted = {int(position): place for place, position in enumerate(rows)}
-        chosen: list[Example | None] = [None] * len(rows)
-        position = 0
-        for index in range(self.n_shards):
-            n_here = _accepted(read_table(self.artifact.shard(index), ["reason"])).num_rows
-            if any(position <= one < position + n_here for one in wanted):
-                for offset, example in enumerate(self.examples(index)):
-                    if (place := wanted.get(position + offset)) is not None:
-                        chosen[place] = example
-            position += n_here
-        return [example for example in chosen if example is not None]
+    def select(self, rows: Sequence[int]) -> list[Example]:
+        """The examples of the given pool rows, in the given order. Raises `DataError` for a row without one."""
+        wanted = set(rows)
+        found: dict[int, Example] = {}
+        for shard in sorted({row // SHARD_ROWS for row in wanted}):
+            here = self.table(shard, ["row"])["row"].to_pylist()
+            if not wanted.isdisjoint(here):
+                found |= {row: one for row, one in zip(here, self.examples(shard), strict=True) if row in wanted}
+        if missing := wanted - found.keys():
+            raise DataError(f"row {min(missing)} of the pool has no example to train on; select again.")
+        return [found[row] for row in rows]
 
 
-def _accepted(table: pa.Table) -> pa.Table:
-    return table.filter(pc.field("reason").is_null())
+@dataclass(frozen=True, kw_only=True)
+class ReadPool:
+    """Stage `records`."""
 
+    pool: Pool
+    artifact: Artifact
+    name: ClassVar[str] = "records"
 
-def ingest(run: Run) -> TokenizedPool:
-    """Read and tokenise the pool, or find that done.
+    @property
+    def rows(self) -> RecordRows:
+        return RecordRows(self.artifact)
 
-    Raises `DataError` if nothing in the pool can be scored, or at the first rejected row of a strict run.
-    """
-    artifact = run.store.artifact("tokens", VERSION, **run.text_inputs, pool=run.pool.digest, format=run.config.format)
-    tokenized = TokenizedPool(artifact)
-    if not artifact.is_complete:
-        n_shards = 0
-        with run.reporter.step("tokenise", total=None, unit="rows") as step:
-            for index, batch in enumerate(_batches(run.pool.rows())):
-                if not artifact.shard(index).is_file():
-                    write_table(artifact.shard(index), _shard_table(run, batch))
+    def run(self, reporter: Reporter) -> None:
+        """Read the pool, or find that done."""
+        artifact = self.artifact
+        if artifact.is_complete:
+            return
+        artifact.begin()
+        totals = {"n_rows": 0, "n_usable": 0, "n_rejected": 0, "n_shards": 0}
+        with reporter.step("read the pool", total=None, unit="rows") as step:
+            rows = iter(self.pool.rows())
+            while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
+                described = [_identity(row) | _place(row.place) for row in batch]
+                for row, columns in zip(batch, described, strict=True):
+                    if isinstance(row, Record):
+                        columns["conversation"] = record_json(row)
+                write_table(artifact.shard(totals["n_shards"]), pa.Table.from_pylist(described, schema=RECORDS_SCHEMA))
+                n_rejected = sum(isinstance(row, Rejected) for row in batch)
+                for name, count in zip(totals, (len(batch), len(batch) - n_rejected, n_rejected, 1), strict=True):
+                    totals[name] += count
                 step.advance(len(batch))
-                n_shards = index + 1
-        artifact.complete(n_shards=n_shards, **_count(artifact, n_shards))
-    facts = tokenized.facts
-    if facts["n_examples"] == 0:
-        reasons = "; ".join(f"{one.id}: {one.reason}" for one in tokenized.rejected()[:3])
+        artifact.complete(**totals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenise:
+    """Stage `tokens`."""
+
+    records: ReadPool
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    max_length: int
+    artifact: Artifact
+    name: ClassVar[str] = "tokens"
+
+    @property
+    def rows(self) -> TokenRows:
+        return TokenRows(self.artifact)
+
+    def run(self, reporter: Reporter) -> None:
+        """Tokenise the records, or find that done; only what is missing is made."""
+        artifact, source = self.artifact, self.records.rows
+        if artifact.is_complete:
+            return
+        artifact.begin()
+        with reporter.step("tokenise", total=source.facts["n_rows"], unit="rows") as step:
+            for shard in range(source.n_shards):
+                if not artifact.shard(shard).is_file():
+                    write_table(artifact.shard(shard), self._shard(shard))
+                step.reach(min((shard + 1) * SHARD_ROWS, source.facts["n_rows"]))
+        artifact.complete(n_shards=source.n_shards, **_count(artifact, source.n_shards))
+
+    def _shard(self, shard: int) -> pa.Table:
+        from gistselect.data.tokens import encode
+
+        source = self.records.rows
+        records = source.records(shard)
+        encoded = encode(records, self.template, self.tokenizer, self.max_length)
+        rows = [{**_identity(one), "n_tokens": 0, "n_supervised": 0, "n_cut": 0} for one in source.rejected(shard)]
+        for record, outcome in zip(records, encoded, strict=True):
+            if isinstance(outcome, Rejected):
+                rows.append({**_identity(outcome), "n_tokens": 0, "n_supervised": 0, "n_cut": 0})
+            else:
+                rows.append(
+                    {
+                        **_identity(record),
+                        "n_tokens": outcome.n_tokens,
+                        "n_supervised": outcome.n_supervised,
+                        "n_cut": outcome.n_cut,
+                        "input_ids": outcome.input_ids,
+                        "supervised": outcome.supervised,
+                    }
+                )
+        return pa.Table.from_pylist(sorted(rows, key=lambda row: row["row"]), schema=TOKENS_SCHEMA)
+
+
+def _identity(row: Record | Rejected) -> dict[str, Any]:
+    return {"id": row.id, "source": row.source, "row": row.row, "reason": getattr(row, "reason", None)}
+
+
+def _place(place: Place | None) -> dict[str, int]:
+    if place is None:
+        raise ArtifactMismatchError("a row of the pool does not know its place; this is a defect of its reader.")
+    return {"part": place.part, "offset": place.offset, "length": place.length, "crc": place.crc}
+
+
+def _count(artifact: Artifact, n_shards: int) -> dict[str, int]:
+    totals: dict[str, int] = dict.fromkeys(
+        ("n_rows", "n_usable", "n_rejected", "n_tokens", "n_supervised", "n_truncated", "longest"), 0
+    )
+    for index in range(n_shards):
+        table = read_table(artifact.shard(index), [*COUNTS, "reason"])
+        n_rejected = table.num_rows - table["reason"].null_count
+        lengths = table["n_tokens"].to_numpy()
+        totals["n_rows"] += table.num_rows
+        totals["n_rejected"] += n_rejected
+        totals["n_usable"] += table.num_rows - n_rejected
+        totals["n_tokens"] += int(lengths.sum())
+        totals["n_supervised"] += int(table["n_supervised"].to_numpy().sum())
+        totals["n_truncated"] += int((table["n_cut"].to_numpy() > 0).sum())
+        totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
+    return totals
+
+
+def refuse_unusable(rows: Rows, *, strict: bool) -> None:
+    """Raises `DataError` if no row of the pool can be used, or at the first rejected row of a strict run."""
+    facts = rows.facts
+    if facts["n_usable"] == 0:
+        reasons = "; ".join(f"{one.id}: {one.reason}" for one in itertools.islice(rows.all_rejected(), 3))
         raise DataError(f"none of the pool's {facts['n_rows']:,} rows can be scored. {reasons}")
-    if run.config.strict and facts["n_rejected"]:
-        first = tokenized.rejected()[0]
+    if strict and facts["n_rejected"]:
+        first = next(rows.all_rejected())
         raise DataError(
             f"--strict: {facts['n_rejected']:,} of {facts['n_rows']:,} pool rows cannot be scored, first {first.id!r} "
             f"of {first.source!r} (row {first.row}): {first.reason} Mend them, or run without --strict."
         )
-    return tokenized
-
-
-def _batches(rows: Iterator[Record | Rejected]) -> Iterator[tuple[Record | Rejected, ...]]:
-    while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
-        yield batch
-
-
-def _shard_table(run: Run, batch: tuple[Record | Rejected, ...]) -> pa.Table:
-    records = [row for row in batch if isinstance(row, Record)]
-    encoded = iter(encode(records, run.template, run.tokenizer, run.config.max_length))
-    rows = []
-    for row in batch:
-        outcome = row if isinstance(row, Rejected) else next(encoded)
-        described: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
-        if isinstance(outcome, Rejected):
-            described |= {"n_tokens": 0, "n_supervised": 0, "reason": outcome.reason}
-        else:
-            described |= {
-                "n_tokens": outcome.n_tokens,
-                "n_supervised": outcome.n_supervised,
-                "input_ids": outcome.input_ids,
-                "supervised": outcome.supervised,
-            }
-        rows.append(described)
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def _count(artifact: Artifact, n_shards: int) -> dict[str, int]:
-    columns = ["n_tokens", "n_supervised", "reason"]
-    totals = {"n_rows": 0, "n_examples": 0, "n_rejected": 0, "n_tokens": 0, "n_supervised": 0, "longest": 0}
-    for index in range(n_shards):
-        table = read_table(artifact.shard(index), columns)
-        rejected = table.num_rows - table["reason"].null_count
-        lengths = table["n_tokens"].to_numpy()
-        totals["n_rows"] += table.num_rows
-        totals["n_rejected"] += rejected
-        totals["n_examples"] += table.num_rows - rejected
-        totals["n_tokens"] += int(lengths.sum())
-        totals["n_supervised"] += int(table["n_supervised"].to_numpy().sum())
-        totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
-    return totals

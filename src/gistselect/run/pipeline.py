@@ -1,93 +1,107 @@
-"""The published steps in order, up to the stage that was asked for, and the manifest that proves nothing was lost."""
+"""The stages in order, up to the one that was asked for. Finished work is reused; one process writes at a time."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import resource
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+from gistselect.run.config import RunConfig, Stage
+from gistselect.run.engine import Inline
+from gistselect.run.features import Features
+from gistselect.run.forecast import forecast
+from gistselect.run.ingest import refuse_unusable
+from gistselect.run.plan import Plan, make_plan
+from gistselect.run.progress import Reporter
+from gistselect.run.remember import RUN_YAML, remember
+from gistselect.run.results import (
+    agreement_lines,
+    publish_scores,
+    publish_selection,
+    write_manifest,
+    write_rejected_queries,
+)
+from gistselect.run.sources import Sources
+from gistselect.run.store import locked
+from gistselect.run.warmup import WarmUp
 
-from gistselect import __version__
-from gistselect.run import ranking
-from gistselect.run.agreement import measure_agreement
-from gistselect.run.checkpoints import checkpoints
-from gistselect.run.comparison import compare
-from gistselect.run.config import Stage
-from gistselect.run.context import Run
-from gistselect.run.features import features
-from gistselect.run.ingest import TokenizedPool, ingest
-from gistselect.run.plan import forecast
-from gistselect.run.progress import duration
-from gistselect.run.spectrum import draw_spectrum
-from gistselect.run.store import replacing, write_json
-from gistselect.run.targets import queries
-
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "datasets")
-SHOWN_SOURCES = 8
+if TYPE_CHECKING:
+    from gistselect.model.loading import LanguageModel
 
 
-def execute(run: Run, *, last: Stage | None = None) -> None:
-    """Run the stages up to `last` (by default the configuration's last stage). Finished work is reused.
+def execute(
+    config: RunConfig, reporter: Reporter, *, live: LanguageModel | None = None, last: Stage | None = None
+) -> None:
+    """Run the stages up to `last` (by default the configuration's last stage).
 
-    Writes the files of the output contract into the run folder; see docs/architecture.md.
+    Writes the files of the output contract into the run folder; see docs/architecture.md. Raises `GistSelectError`
+    and its kinds, before any work for all that can be known before it.
     """
-    clock = _Clock()
-    with replacing(run.path("run.yaml")) as part:
-        part.write_text(run.config.to_yaml(), encoding="utf-8")
-    pool, counts = _stages(run, last or run.config.last_stage, clock)
-    _write_manifest(run, pool, clock, counts)
-    run.say(f"Results are in {run.output}")
+    with locked(config.output, config.if_busy, reporter.say):
+        plan = make_plan(config, last or config.last_stage, live)
+        if not (config.output / RUN_YAML).exists():
+            remember(config)
+        clock = _Clock()
+        counts = _carry_out(plan, config, reporter, clock, Sources(live))
+        write_manifest(plan, config.output, config.seed, clock.seconds, counts)
+        remember(config)
+    reporter.say(f"Results are in {config.output}")
 
 
-def _stages(run: Run, last: Stage, clock: _Clock) -> tuple[TokenizedPool, dict[str, int]]:
-    """The tokenised pool, and the counts of the stages that ran."""
-    # Queries come first: a misspelt target or an unreadable file must fail before the pool is read.
-    targets = queries(run)
+def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock, sources: Sources) -> dict[str, Any]:
+    """Do what the plan needs; the counts of the stages that ran."""
+    write_rejected_queries(plan.targets, config.output)
     with clock("ingest"):
-        pool = ingest(run)
-    run.say(forecast(run, pool, targets))
-    if last == "ingest":
-        return pool, {}
-    with clock("warmup"):
-        at = checkpoints(run, pool)
-    if last == "warmup":
-        return pool, {}
-    with clock("features"):
-        found = features(run, pool, targets, at)
-    if last == "features":
-        return pool, {}
-    with clock("score"):
-        matrix = ranking.score(run, pool, found, targets)
-        draw_spectrum(run)
-        if run.config.sketch:
-            measure_agreement(run, pool, found, targets)
-    counts = {"scored": len(matrix.ids), "quarantined": pool.facts["n_rows"] - len(matrix.ids)}
-    if last == "score":
-        return pool, counts
-    with clock("select"):
-        selection = ranking.select(run, pool, matrix)
-    run.say(_mix(pool, selection))
-    if last != "select":
+        plan.records.run(reporter)
+        if plan.tokens:
+            plan.tokens.run(reporter)
+        refuse_unusable(plan.candidates, strict=config.strict)
+    reporter.say(forecast(plan, config))
+    if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
+        with clock("warmup"):
+            plan.warmup.run(reporter)
+    if plan.goes_to("features"):
+        with clock("features"):
+            try:
+                plan.features.run(reporter, Inline(sources), sources)
+            finally:
+                sources.close()
+    counts: dict[str, Any] = {}
+    if plan.goes_to("score"):
+        with clock("score"):
+            counts |= _score(plan, reporter, sources)
+    if plan.goes_to("select"):
+        with clock("select"):
+            for method in plan.methods:
+                method.select.run(reporter)
+                publish_selection(method.select, method.folder)
+                reporter.say(method.select.mix())
+        counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
+    if plan.compare is not None:
         with clock("train and evaluate"):
-            compare(run, pool, selection, evaluate=last == "evaluate")
-    return pool, counts | {"selected": selection.num_rows}
+            plan.compare.run(reporter, config.output)
+    return counts
 
 
-def _mix(pool: TokenizedPool, selection: pa.Table) -> str:
-    """Where the selection came from, against the pool's own mix, largest share first."""
-    of_pool, chosen = Counter(pool.rows()["source"].to_pylist()), Counter(selection["source"].to_pylist())
-    lines = [f"Selected {chosen.total():,} of {of_pool.total():,} rows. Sources, share of the selection (of the pool):"]
-    for source, count in sorted(chosen.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SOURCES]:
-        lines.append(f"  {source:<24} {count / chosen.total():6.1%}  ({of_pool[source] / of_pool.total():.1%})")
-    if len(chosen) > SHOWN_SOURCES:
-        lines.append(f"  and {len(chosen) - SHOWN_SOURCES} more sources")
-    return "\n".join(lines)
+def _score(plan: Plan, reporter: Reporter, sources: Sources) -> dict[str, Any]:
+    weights = {one.checkpoint.key: one.weight for one in plan.warmup.placed()} if plan.warmup else {}
+    for method in plan.methods:
+        method.score.run(reporter)
+        if method.agreement:
+            method.agreement.run(reporter, sources, _gradient_sources(plan.features))
+            for line in agreement_lines(method):
+                reporter.say(line)
+        publish_scores(method, weights)
+    sources.close()
+    facts = plan.methods[0].score.artifact.facts
+    return {"scored": facts["n_scored"], "quarantined": facts["n_rejected"]}
+
+
+def _gradient_sources(features: Features) -> dict[str, Any]:
+    """The source of each checkpoint by its key."""
+    assert features.warmup is not None
+    return {one.checkpoint.key: features.source("gradient", one.checkpoint) for one in features.warmup.placed()}
 
 
 class _Clock:
@@ -101,29 +115,3 @@ class _Clock:
         started = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - started, 2)
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _write_manifest(run: Run, pool: TokenizedPool, clock: _Clock, counts: dict[str, int]) -> None:
-    write_json(
-        run.path("manifest.json"),
-        {
-            "gistselect": __version__,
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "seed": run.config.seed,
-            "pool_digest": run.pool.digest,
-            **run.text_inputs,
-            **run.model_inputs,
-            "pool": pool.facts,
-            **counts,
-            "wall_seconds": clock.seconds,
-            "wall": duration(sum(clock.seconds.values())),
-            "peak_memory_bytes": peak_memory_bytes(),
-        },
-    )

@@ -1,4 +1,4 @@
-"""Commands that need no run: train on any rows, evaluate any model, hand a selection to another tool."""
+"""Commands beside a run: train on any rows, evaluate any model, hand a selection to another tool."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from gistselect.data.tokens import encode
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation.session import evaluate
 from gistselect.export import ExportJob
+from gistselect.files import replacing, write_json_lines
 from gistselect.model.loading import load_tokenizer
 from gistselect.report.charts import Line, line_chart
-from gistselect.run.config import EvaluateConfig, RunConfig, TrainConfig
 from gistselect.run.progress import Reporter
-from gistselect.run.store import replacing, write_quarantine
+from gistselect.run.remember import recall
+from gistselect.run.scoring import quarantine_entry
+from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.training.checkpoints import TrainingResult
 from gistselect.training.recipe import steps_per_epoch
 from gistselect.training.train import merge_adapter, train
@@ -53,7 +55,7 @@ def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
     template = load_template(config.template, tokenizer)
     encoded = encode(records, template, tokenizer, config.max_length)
     rejected = [one for one in (*rows, *encoded) if isinstance(one, Rejected)]
-    write_quarantine(config.output / "quarantine.jsonl", rejected)
+    write_json_lines(config.output / "quarantine.jsonl", map(quarantine_entry, rejected))
     examples = [one for one in encoded if isinstance(one, Example)]
     if not examples:
         raise DataError(f"none of the {len(rows)} rows can be trained on; the first: {rejected[0].reason}")
@@ -74,18 +76,25 @@ def _draw_curve(result: TrainingResult, path: Path) -> None:
 
 
 def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
-    """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.session.evaluate`."""
+    """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.evaluate`."""
     with reporter.steps("items") as progress:
         result = evaluate(
-            config.source, config.adapter, config.tasks, config.data_dir, config.output, config.evaluation, progress
+            config.source,
+            config.adapter,
+            config.tasks,
+            config.data_dir,
+            config.output,
+            config.evaluation.resolved(),
+            progress,
         )
     return [*(task.summary for task in result.tasks), f"details: {result.output / 'results.json'}"]
 
 
 def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     """Write a run's selection for another tool; the files written."""
-    config = RunConfig.from_yaml(folder / "run.yaml")
-    rows = read_records(folder / "selected.jsonl")
+    config = recall(folder)
+    options = config if config.output_format == "pool" else None
+    rows = read_records(folder / "selected.jsonl", options)
     if broken := [row for row in rows if isinstance(row, Rejected)]:
         raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
     if config.template not in ("tulu", "model"):
@@ -93,7 +102,7 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     job = ExportJob(
         records=[row for row in rows if isinstance(row, Record)],
         output=output,
-        model=config.model,
+        model=config.source.path,
         config=config.finetune,
         max_length=config.max_length,
         template=config.template,

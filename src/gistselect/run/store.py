@@ -1,100 +1,35 @@
-"""Artifacts on disk, keyed by everything they depend on, and written whole or not at all."""
+"""Artifacts on disk, keyed by everything they depend on, and the lock on the folder they lie in."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from gistselect.errors import ArtifactMismatchError
-from gistselect.types import Rejected
+from gistselect.errors import ArtifactMismatchError, ConfigError, GistSelectError
+from gistselect.files import digest, read_json, remove_leftovers, replacing, write_json
 
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+IfBusy = Literal["wait", "refuse"]
+COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactMismatchError(
-            f"{path} is missing or damaged ({error}); delete its folder and run again."
-        ) from None
-
-
-def write_lines(path: Path, lines: Iterator[bytes]) -> None:
-    """One line for each element, in order."""
-    with replacing(path) as part, part.open("wb") as file:
-        for line in lines:
-            file.write(line + b"\n")
-
-
-def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> None:
-    """One line for each row that cannot be used: id, source, row, reason."""
-    rows = ({"id": one.id, "source": one.source, "row": one.row, "reason": one.reason} for one in rejected)
-    write_lines(path, (json.dumps(row, ensure_ascii=False).encode() for row in rows))
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Parquet with page checksums; floats are byte-split, which compresses them best."""
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    with replacing(path) as part:
-        pq.write_table(
-            table,
-            part,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
-            write_page_checksum=True,
-        )
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
-    try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
-
-
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """The folder of one stage's result. It counts as done once `complete.json` is there."""
+    """The folder of one result, made or not. It counts as done once `complete.json` is there."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        self.key = key
+    folder: Path
+    key: str
+    inputs: str
+    """What the key stands for, as JSON text."""
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -104,40 +39,135 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        return (self / "complete.json").is_file()
+        return (self / COMPLETE).is_file()
+
+    def begin(self) -> None:
+        """Make the folder and say in it what it is for.
+
+        Raises `ArtifactMismatchError` if it holds the result of other inputs.
+        """
+        described = json.loads(self.inputs)
+        if not (self / INPUTS).is_file():
+            write_json(self / INPUTS, described)
+        elif digest(read_json(self / INPUTS)) != self.key:
+            raise ArtifactMismatchError(f"{self.folder} holds the result of other inputs; delete it and run again.")
 
     def complete(self, **facts: Any) -> None:
         """Mark as done, with facts about the result that later stages and people read."""
-        write_json(self / "complete.json", facts)
+        write_json(self / COMPLETE, {"facts": facts, "checksum": digest([self.key, facts])})
 
     @property
     def facts(self) -> dict[str, Any]:
-        return read_json(self / "complete.json")
+        """Raises `ArtifactMismatchError` if the file is missing, damaged or of another artifact."""
+        stored = read_json(self / COMPLETE)
+        if not isinstance(stored, dict) or stored.get("checksum") != digest([self.key, stored.get("facts")]):
+            raise ArtifactMismatchError(f"{self / COMPLETE} is damaged; delete {self.folder} and run again.")
+        return stored["facts"]
 
 
+@dataclass(frozen=True)
 class Store:
     """Artifacts by stage and key: another model, row or option gives another key, and so another folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
 
     def artifact(self, stage: str, version: int, **inputs: Any) -> Artifact:
-        """The artifact of a stage for these inputs, made or not. What the key stands for is kept beside it."""
+        """The artifact of a stage for these inputs. Nothing is written: a forecast may ask for any."""
         described = {"stage": stage, "version": version, **inputs}
         key = digest(described)
-        artifact = Artifact(self.root / f"{stage}-{key[:16]}", key)
-        if not (artifact / "inputs.json").is_file():
-            write_json(artifact / "inputs.json", described)
-        elif digest(read_json(artifact / "inputs.json")) != key:
-            raise ArtifactMismatchError(f"{artifact.folder} holds the result of other inputs; delete it and run again.")
-        return artifact
+        text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+        return Artifact(folder=self.root / f"{stage}-{key[:16]}", key=key, inputs=text)
 
-    @contextmanager
-    def folder(self, artifact: Artifact, name: str) -> Iterator[Path]:
-        """A temporary folder that becomes `artifact/name` only if the block succeeds."""
-        temporary = artifact / f".{name}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(artifact / name, ignore_errors=True)
-        temporary.replace(artifact / name)
+
+@contextmanager
+def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterator[None]:
+    """The only writer of a run folder, for as long as the block runs.
+
+    Raises `ConfigError` if the folder cannot be made, `GistSelectError` if another process has it and `if_busy`
+    is `refuse`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be made: {error.strerror}; choose another folder.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {folder} cannot be written to; choose another folder or change its permissions.")
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if if_busy == "refuse":
+            raise GistSelectError(
+                f"another process is at work in {folder}; wait for it, choose another --output, or leave out "
+                "--if-busy refuse."
+            ) from None
+        say(f"Another process is at work in {folder}; waiting for it to finish.")
+        lock.acquire()
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """One table as Parquet; see `table_writer`."""
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Parquet with page checksums, written whole or not at all; floats are byte-split, which compresses them best."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(
+            part,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        yield writer
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of a table's columns. Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    try:
+        return pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
+
+
+def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
+    """A table a piece at a time. Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield from file.iter_batches(batch_size=rows, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
+
+
+def publish(source: Path, path: Path) -> None:
+    """Put a file of an artifact where people look for it.
+
+    Tables are the same file under a second name, where the file system can; text is a copy, since people edit it.
+    """
+    with replacing(path) as part:
+        if source.suffix == ".parquet":
+            with suppress(OSError):
+                os.link(source, part)
+        if not part.exists():
+            shutil.copyfile(source, part)

@@ -1,95 +1,128 @@
-"""The run's targets: queries to take gradients of, and held-out items to judge by, tokenised."""
+"""The run's targets: queries to be taught, and held-out items to judge by, as records and as tokens."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gistselect.data.tokens import encode
+from gistselect.data.stored import record_json
 from gistselect.errors import ConfigError, DataError
-from gistselect.run.context import Run
-from gistselect.tasks import load_task, sample_groups
+from gistselect.representations.interface import Queries
+from gistselect.tasks import heldout_records, load_task, sample_groups
 from gistselect.tasks.custom import Custom
-from gistselect.types import Example, Record, Rejected, Task
+from gistselect.types import Record, Rejected, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gistselect.data.templates import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """How records become tokens in this run."""
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One task's examples with the group of each; used as queries or as held-out items."""
+    """One task's usable queries or held-out items, and those that cannot be used."""
 
-    task: str
-    examples: tuple[Example, ...]
-    groups: tuple[str, ...]
+    queries: Queries
     rejected: tuple[Rejected, ...]
 
     @property
+    def n_truncated(self) -> int:
+        """Examples that lost tokens to the maximal length."""
+        return sum(example.n_cut > 0 for example in self.queries.examples)
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of every id, token, label and group."""
+        """SHA-256 of ids and groups, and of tokens and labels, or of the text where there are no tokens."""
         content = hashlib.sha256()
-        for example, group in zip(self.examples, self.groups, strict=True):
-            content.update(repr((example.id, group, example.n_tokens)).encode())
-            content.update(example.input_ids.tobytes())
-            content.update(example.supervised.tobytes())
+        for index, (record, group) in enumerate(zip(self.queries.records, self.queries.groups, strict=True)):
+            content.update(repr((record.id, group)).encode())
+            if self.queries.examples:
+                example = self.queries.examples[index]
+                content.update(repr(example.n_tokens).encode())
+                content.update(example.input_ids.tobytes() + example.supervised.tobytes())
+            else:
+                content.update(record_json(record).encode())
         return content.hexdigest()
 
 
-def queries(run: Run) -> dict[str, Target]:
-    """The query examples of every target, by task name.
+def load_tasks(
+    names: Sequence[str], data_dir: Path | None, group_column: str | None, heldout: Sequence[Path]
+) -> list[Task]:
+    """The targets in their order; held-out files go to one's own targets, in the same order.
 
-    Raises `DataError` if a whole group has no query left, `ConfigError` if two targets have the same name.
+    Raises `ConfigError` for a held-out file that belongs to none, or two targets of one name.
     """
-    found: dict[str, Target] = {}
-    for task in _tasks(run):
+    files = iter(heldout)
+    tasks: list[Task] = []
+    for name in names:
+        task = load_task(name, data_dir, group_column)
+        if isinstance(task, Custom):
+            task.heldout = next(files, None)
+        tasks.append(task)
+    if (unused := next(files, None)) is not None:
+        raise ConfigError(f"--heldout {unused} belongs to no target; only targets of your own take held-out files.")
+    if len({task.name for task in tasks}) < len(tasks):
+        name = next(task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]})
+        raise ConfigError(f"two targets are called {name!r}; rename one of the files.")
+    return tasks
+
+
+def queries(tasks: Sequence[Task], most: int | None, seed: int, encoder: Encoder | None) -> list[Target]:
+    """The queries of every target, at most `most` of each group (a seeded sample).
+
+    Raises `DataError` if a whole group has no query left.
+    """
+    found = []
+    for task in tasks:
         records = task.queries()
-        if run.config.max_queries:
-            records = sample_groups(records, run.config.max_queries, run.config.seed)
-        if task.name in found:
-            raise ConfigError(f"two targets are called {task.name!r}; rename one of the files.")
-        found[task.name] = target = _encoded(run, task.name, records)
-        if lost := {record.group for record in records} - set(target.groups):
+        if most:
+            records = sample_groups(records, most, seed)
+        target = _target(task.name, records, encoder)
+        if lost := {record.group for record in records} - set(target.queries.groups):
             raise DataError(
                 f"target {task.name!r}: no query of group {min(lost)!r} can be used. {target.rejected[0].reason}"
             )
+        found.append(target)
     return found
 
 
-def heldout_items(run: Run, limit: int) -> dict[str, Target]:
-    """At most `limit` held-out items of each group of every target (a seeded sample), by task name.
+def heldout_items(tasks: Sequence[Task], most: int, seed: int, encoder: Encoder) -> list[Target]:
+    """At most `most` held-out items of each group of every target (a seeded sample).
 
     Raises `ConfigError` if a target has none.
     """
-    found = {}
-    for task in _tasks(run):
-        records = task.evaluation()
-        if not records:
-            raise ConfigError(
-                f"target {task.name!r} has no held-out items to evaluate on; give them with --heldout FILE."
-            )
-        found[task.name] = _encoded(run, task.name, sample_groups(records, limit, run.config.seed))
-    return found
+    return [_target(task.name, sample_groups(heldout_records(task), most, seed), encoder) for task in tasks]
 
 
-def _tasks(run: Run) -> Iterator[Task]:
-    """The targets in their order; held-out files go to one's own targets, in the same order."""
-    heldout = iter(run.config.heldout)
-    for name in run.config.target:
-        task = load_task(name, run.config.data_dir, run.config.target_group)
-        if isinstance(task, Custom):
-            task.heldout = next(heldout, None)
-        yield task
-    if (unused := next(heldout, None)) is not None:
-        raise ConfigError(f"--heldout {unused} belongs to no target; only targets of your own take held-out files.")
+def _target(name: str, records: Sequence[Record], encoder: Encoder | None) -> Target:
+    if encoder is None:
+        kept, examples, rejected = list(records), [], []
+    else:
+        from gistselect.data.tokens import encode
 
-
-def _encoded(run: Run, task: str, records: Sequence[Record]) -> Target:
-    examples, groups, rejected = [], [], []
-    for record, outcome in zip(
-        records, encode(records, run.template, run.tokenizer, run.config.max_length), strict=True
-    ):
-        if isinstance(outcome, Rejected):
-            rejected.append(outcome)
-        else:
-            examples.append(outcome)
-            groups.append(record.group)
-    return Target(task=task, examples=tuple(examples), groups=tuple(groups), rejected=tuple(rejected))
+        outcomes = encode(records, encoder.template, encoder.tokenizer, encoder.max_length)
+        pairs = list(zip(records, outcomes, strict=True))
+        kept = [record for record, outcome in pairs if not isinstance(outcome, Rejected)]
+        examples = [outcome for outcome in outcomes if not isinstance(outcome, Rejected)]
+        rejected = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
+    return Target(
+        queries=Queries(
+            target=name,
+            records=tuple(kept),
+            examples=tuple(examples),
+            groups=tuple(record.group for record in kept),
+        ),
+        rejected=tuple(rejected),
+    )

@@ -7,13 +7,13 @@ import re
 
 from gistselect.errors import ConfigError
 
-_FORM = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)\s*")
+_FORM = re.compile(r"\s*(?P<number>\d+(?P<point>\.\d+)?)\s*(?P<percent>%?)\s*")
 
 
 def parse_budget(budget: str | int | float) -> int | float:
-    """A number of examples (int) or a share of the pool (float in (0, 1)) from `5%`, `0.05` or `500`.
+    """A number of rows (int) or a share of the pool (float in (0, 1]) from `5%`, `0.05`, `1.0` or `500`.
 
-    Raises `ConfigError` for anything else.
+    A whole number is rows, a number with a decimal point a share. Raises `ConfigError` for anything else.
     """
     match = _FORM.fullmatch(str(budget))
     if match is None:
@@ -21,8 +21,8 @@ def parse_budget(budget: str | int | float) -> int | float:
     number = float(match["number"])
     if match["percent"]:
         number /= 100
-    elif number >= 1 and number == int(number):
-        return int(number)
+    elif not match["point"] and number >= 1:
+        return int(match["number"])
     if not 0 < number <= 1:
         raise ConfigError(f"budget {budget!r} is out of range; a share lies between 0% and 100%, rows are whole.")
     return number

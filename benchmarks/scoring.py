@@ -1,0 +1,117 @@
+"""Memory and time of scoring and selecting a large pool, on synthetic features.
+
+    python benchmarks/scoring.py [rows] [features] [groups]
+
+Writes the token table and the feature shards that a pass would leave (rows x features, random), then scores them
+against one target of so many groups and selects 5 %. Says the resident memory above start-up and the seconds of each
+stage. Needs about 400 bytes of disk a row in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import save_file
+
+from gistselect.data.pool import Pool
+from gistselect.representations.gist import Gist
+from gistselect.representations.interface import Queries
+from gistselect.run.cells import ARRAYS, FOLDER, Checkpoint, Keys, lay_out
+from gistselect.run.choosing import Select
+from gistselect.run.ingest import SHARD_ROWS, TOKENS_SCHEMA, RecordRows, TokenRows
+from gistselect.run.progress import SilentReporter
+from gistselect.run.scoring import Score
+from gistselect.run.store import Store, write_table
+from gistselect.run.warmup import Given
+
+
+def main(n_rows: int, width: int, n_groups: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="gistselect-scoring-") as folder:
+        store = Store(Path(folder))
+        rng = np.random.default_rng(0)
+        checkpoint = Checkpoint(name="synthetic", key="synthetic")
+        queries = Queries(target="synthetic", records=(), examples=(), groups=())
+        keys = Keys(records="r", tokens="t", model={}, queries={"synthetic": "q"})
+        columns = tuple(lay_out(store, Gist(), [queries], [checkpoint], keys))
+        ((fit, cell),) = columns[0].entries
+        assert cell.measured is not None
+
+        fit.artifact.begin()
+        (fit.artifact / FOLDER).mkdir()
+        save_file({"target_features": rng.standard_normal((n_groups, width))}, fit.artifact / FOLDER / ARRAYS)
+        fit.artifact.complete(groups=[f"group {index}" for index in range(n_groups)])
+
+        tokens = TokenRows(store.artifact("tokens", 0))
+        n_shards = -(-n_rows // SHARD_ROWS)
+        for shard in range(n_shards):
+            rows = np.arange(shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, n_rows))
+            n = len(rows)
+            identity = {
+                "id": [f"row {row}" for row in rows],
+                "source": ["source"] * n,
+                "row": rows,
+                "reason": pa.nulls(n, pa.string()),
+                "n_tokens": np.full(n, 100, dtype=np.int32),
+                "n_supervised": np.full(n, 50, dtype=np.int32),
+                "n_cut": np.zeros(n, dtype=np.int32),
+                "input_ids": pa.nulls(n, pa.list_(pa.int32())),
+                "supervised": pa.nulls(n, pa.list_(pa.bool_())),
+            }
+            write_table(tokens.artifact.shard(shard), pa.table(identity, schema=TOKENS_SCHEMA))
+            values = rng.standard_normal((n, width), dtype=np.float32)
+            features = pa.FixedSizeListArray.from_arrays(values.reshape(-1), width)
+            write_table(cell.features.shard(shard), pa.table({"row": rows, "features": features}))
+            ones = np.full(n, width, dtype=np.float32)
+            measured = {
+                "row": rows,
+                "loss": ones,
+                "n_supervised": np.full(n, 50, dtype=np.int32),
+                "gradient_norm": ones,
+            }
+            write_table(cell.measured.shard(shard), pa.table(measured))
+        tokens.artifact.complete(n_rows=n_rows, n_usable=n_rows, n_rejected=0, n_shards=n_shards)
+
+        score = Score(
+            label="gist",
+            representation=Gist(),
+            columns=columns,
+            rows=tokens,
+            warmup=Given(checkpoints=(checkpoint,), adapters=(None,), weights=None),
+            strict=False,
+            seed=0,
+            artifact=store.artifact("scores", 0),
+        )
+        start = resident()
+        seconds = time.monotonic()
+        score.run(SilentReporter())
+        print(f"scored {n_rows:,} x {width} against {n_groups}: {time.monotonic() - seconds:.1f} s, {above(start)}")
+        seconds = time.monotonic()
+        order = Select(
+            score=score,
+            records=RecordRows(tokens.artifact),
+            pool=Pool(parts=()),
+            budget="5%",
+            selector="top_k",
+            output_format="pool",
+            artifact=store.artifact("selection", 0),
+        ).ranked()
+        print(f"selected {order.num_rows:,}: {time.monotonic() - seconds:.1f} s, {above(start)}")
+
+
+def resident() -> int:
+    """Peak resident memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def above(start: int) -> str:
+    return f"{(resident() - start) / 1e9:.2f} GB above the start's {start / 1e9:.2f} GB"
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in (sys.argv[1:] + ["1000000", "64", "57"][len(sys.argv) - 1 :])))

@@ -1,0 +1,185 @@
+"""What a representation is: which pass feeds it, what it keeps of a row, and how kept rows become scores.
+
+A pass over the pool serves every representation that reads the same thing. Each brings a collector to the pass of
+its kind, and nothing else of it is seen by the run. A representation is frozen and picklable, so that a worker
+process can be told what to do; its fields are its options.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from gistselect.types import Example, Record
+
+if TYPE_CHECKING:
+    from gistselect.model.forward import Forward
+    from gistselect.model.gradients import GradientEngine
+
+FloatArray = NDArray[np.float64]
+Reads = Literal["text", "hidden", "gradient"]
+"""What a pass reads of a row: its records, a forward pass, or its gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """The examples of one target, row by row."""
+
+    target: str
+    records: tuple[Record, ...]
+    examples: tuple[Example, ...]
+    """The records as tokens; empty in a run without a tokenizer."""
+    groups: tuple[str, ...]
+    """Group of each query."""
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The groups in the order in which they are first seen: the columns of a score matrix."""
+        return tuple(dict.fromkeys(self.groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What the queries of one target determine at one checkpoint, or over one pool's text."""
+
+    groups: tuple[str, ...]
+    """Names of the score columns."""
+    arrays: Mapping[str, NDArray[Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for people and later stages."""
+    folder: Path | None = None
+    """Where `fit` wrote what is too large for memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a pass kept of the rows of a shard. Rows of a broken example hold NaN or infinity."""
+
+    values: NDArray[np.floating]
+    """(n, width)"""
+    measured: Mapping[str, NDArray[np.floating]]
+    """`loss` and `gradient_norm` (n,) of a gradient pass, `loss` of a forward pass, nothing of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of a shard for one target; a row that cannot be scored is NaN in all of them."""
+
+    values: FloatArray
+    """(n, n_group)"""
+    columns: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Further numbers (n,) for people, such as `captured_energy`."""
+
+
+class TextCollector(Protocol):
+    """Takes the records of a pass over text. Those of other passes are sinks of `model.sinks` and `model.hidden`."""
+
+    def take(self, records: Sequence[Record]) -> NDArray[np.floating]:
+        """What is kept (n, width) of the records of a shard, in their order."""
+        ...
+
+
+class TextSource(Protocol):
+    """Records of the pool, shard by shard."""
+
+    def shards(self) -> Iterator[Sequence[Record]]:
+        """The usable records of each shard, in pool order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSource:
+    """A model at a checkpoint."""
+
+    engine: GradientEngine
+    checkpoint: Path | None
+    """Folder of the adapter, with the optimizer's moments if it comes from a training; None for a live model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenSource:
+    """A model without an adapter."""
+
+    forward: Forward
+
+
+class Representation(BaseModel, ABC):
+    """A way to say how near a pool row is to a target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """As people write it."""
+    version: ClassVar[int] = 1
+    """Raised whenever the numbers change."""
+    reads: ClassVar[Reads]
+    definition: ClassVar[str]
+    """What a score is, with its sign and unit."""
+    unscored: ClassVar[str]
+    """Why a row of this representation can have no score, and the remedy."""
+    score_only: ClassVar[frozenset[str]] = frozenset()
+    """Options that only the scores depend on, not what is kept of a row."""
+
+    @property
+    def per_target(self) -> bool:
+        """Whether what is kept of a row depends on the target."""
+        return True
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether `reference` gives better scores than `score`."""
+        return False
+
+    @property
+    def fit_inputs(self) -> dict[str, Any]:
+        """The options that `fit` depends on, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.score_only))
+
+    @property
+    def pool_inputs(self) -> dict[str, Any]:
+        """The options that a collector depends on beside what was fitted, as JSON."""
+        return self.fit_inputs
+
+    @property
+    def score_inputs(self) -> dict[str, Any]:
+        """The options that the scores depend on beside the features, as JSON."""
+        return self.model_dump(mode="json", include=set(self.score_only))
+
+    def width(self, n_queries: int) -> int | None:
+        """Most numbers kept of a row, for a forecast; None if that takes the model to know."""
+        return None
+
+    def passes(self, n_queries: int, at: Any) -> int:
+        """Times that `fit` reads the queries, for a forecast."""
+        return 1
+
+    @abstractmethod
+    def fit(self, queries: Queries, at: Any, folder: Path) -> Fitted:
+        """What the queries determine; large files go into `folder`. `at` is the source that `reads` names."""
+
+    @abstractmethod
+    def collector(self, fitted: Fitted | None, at: Any) -> Any:
+        """A collector for passes of the kind that `reads` names, used again for every shard.
+
+        `fitted` is None unless `per_target`.
+        """
+
+    @abstractmethod
+    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
+        """Scores of a shard from what was kept at each checkpoint (one entry without checkpoints)."""
+
+    def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray | None:
+        """Best scores (n_draws,) of rows without signal, where there is such a model of chance."""
+        return None
+
+    def reference(self, queries: Queries, sample: Sequence[Example], at: Any) -> FloatArray | None:
+        """Scores (n_sample, n_group) of a few rows without the approximation of this representation, if it is one."""
+        return None

@@ -1,0 +1,135 @@
+"""Stage `select`: the best rows within the budget, as a table and as a training file with the pool's own bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gistselect import registry
+from gistselect.data.pool import Pool
+from gistselect.data.stored import normalised
+from gistselect.files import write_json_lines, write_lines
+from gistselect.run.ingest import RecordRows
+from gistselect.run.progress import Reporter
+from gistselect.run.scoring import SCORES, Score
+from gistselect.run.store import Artifact, read_batches, read_names, read_table, write_table
+from gistselect.selection.budget import rows_for_budget
+
+VERSION = 1
+SELECTION, SELECTED = "selection.parquet", "selected.jsonl"
+COLUMNS = ["id", "source", "row", "score", "best_target"]
+FETCHED = 1 << 14
+"""Rows whose bytes are held at a time."""
+SHOWN_SOURCES = 8
+
+
+class ScoreTable:
+    """A table of scores on disk. In memory: 8 bytes a row, and the ids of ties."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def best(self) -> NDArray[np.float64]:
+        """(n,) best score of each row over targets."""
+        batches = [batch.column(0).to_numpy() for batch in read_batches(self.path, ["score"])]
+        return np.concatenate(batches) if batches else np.zeros(0)
+
+    def ids(self, positions: NDArray[np.intp]) -> list[str]:
+        """Ids of the rows at these positions, ascending."""
+        return self.take(["id"], positions)["id"].to_pylist()
+
+    def take(self, columns: Sequence[str], positions: NDArray[np.intp]) -> pa.Table:
+        """These columns of the rows at these positions, ascending; the table is read a piece at a time."""
+        pieces, start = [], 0
+        for batch in read_batches(self.path, list(columns)):
+            low, high = np.searchsorted(positions, [start, start + len(batch)])
+            if low < high:
+                pieces.append(pa.Table.from_batches([batch]).take(pa.array(positions[low:high] - start)))
+            start += len(batch)
+        return pa.concat_tables(pieces) if pieces else read_table(self.path, list(columns)).slice(0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """The selection of one method."""
+
+    score: Score
+    records: RecordRows
+    pool: Pool
+    budget: str | int | float
+    selector: str
+    output_format: Literal["pool", "messages"]
+    artifact: Artifact
+    name: ClassVar[str] = "select"
+
+    def run(self, reporter: Reporter) -> None:
+        """Write selection.parquet and selected.jsonl into the artifact, or find that done.
+
+        Raises `ConfigError` if the budget asks for more rows than have a score, `DataError` naming a pool file that
+        changed after it was read.
+        """
+        if self.artifact.is_complete:
+            return
+        table = self.ranked()
+        self.artifact.begin()
+        write_table(self.artifact / SELECTION, table)
+        self._write_rows(table["row"].to_pylist())
+        self.artifact.complete(n_selected=table.num_rows)
+
+    def ranked(self) -> pa.Table:
+        """rank, id, source, row, score, best_target (and captured_energy) of the rows within the budget, best first."""
+        facts = self.score.artifact.facts
+        n_pool, n_scored = facts["n_scored"] + facts["n_rejected"], facts["n_scored"]
+        n_rows = rows_for_budget(self.budget, n_pool, n_scored)
+        scores = ScoreTable(self.score.artifact / SCORES)
+        order = registry.resolve("selector", self.selector)(scores)
+        chosen = np.fromiter(itertools.islice(order, n_rows), dtype=np.intp, count=n_rows)
+        ascending = np.argsort(chosen)
+        extra = [name for name in ("captured_energy",) if name in read_names(scores.path)]
+        table = scores.take([*COLUMNS, *extra], chosen[ascending]).take(pa.array(np.argsort(ascending)))
+        return table.add_column(0, "rank", pa.array(np.arange(1, n_rows + 1)))
+
+    def _write_rows(self, rows: list[int]) -> None:
+        """Pool rows in rank order: as they stand in the pool, byte by byte, or normalised to messages."""
+        if self.output_format == "messages":
+            records = (record for part in _parts(rows) for record in self.records.select(part))
+            write_json_lines(self.artifact / SELECTED, (normalised(record) for record in records))
+            return
+        lines = (
+            raw[row] for part in _parts(rows) for raw in [self.pool.fetch(self.records.places(part))] for row in part
+        )
+        write_lines(self.artifact / SELECTED, lines)
+
+    @property
+    def table(self) -> pa.Table:
+        """rank, id, source, row, score, best_target (and captured_energy) of the selected rows, best first."""
+        return read_table(self.artifact / SELECTION)
+
+    def mix(self) -> str:
+        """Where the selection came from, against the scored rows' own mix, largest share first."""
+        sources = read_batches(self.score.artifact / SCORES, ["source"])
+        of_pool = Counter(itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in sources))
+        chosen = Counter(self.table["source"].to_pylist())
+        lines = [
+            f"{self.score.representation.title} selected {chosen.total():,} of {of_pool.total():,} rows. Sources, "
+            "share of the selection (of the pool):"
+        ]
+        for source, count in sorted(chosen.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SOURCES]:
+            lines.append(f"  {source:<24} {count / chosen.total():6.1%}  ({of_pool[source] / of_pool.total():.1%})")
+        if len(chosen) > SHOWN_SOURCES:
+            lines.append(f"  and {len(chosen) - SHOWN_SOURCES} more sources")
+        return "\n".join(lines)
+
+
+def _parts(rows: list[int]) -> list[list[int]]:
+    return [rows[start : start + FETCHED] for start in range(0, len(rows), FETCHED)]

@@ -1,0 +1,205 @@
+"""Stages `train` and `evaluate`: fine-tune on the selection and on its baselines, and say honestly which is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gistselect.evaluation.catalog import task_facts, tasks_digest
+from gistselect.evaluation.config import EvaluationConfig
+from gistselect.evaluation.prompts import check_tasks, context_length, read_questions
+from gistselect.evaluation.results import LOSS, ItemValues, item_values, read_values
+from gistselect.evaluation.verdict import Comparison, compare_values
+from gistselect.files import write_json
+from gistselect.run.arms import BASELINES, BEFORE, Arm, Recipe
+from gistselect.run.choosing import Select
+from gistselect.run.config import RunConfig
+from gistselect.run.ingest import TokenRows
+from gistselect.run.progress import Reporter
+from gistselect.run.store import Artifact, Store, read_table, write_table
+from gistselect.run.targets import Encoder, Target, heldout_items
+from gistselect.streams import Stream, generator
+from gistselect.types import Task
+
+LOSSES_VERSION = 2
+EVALUATION_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """All arms of a run, and what they are measured on."""
+
+    recipe: Recipe
+    arms: tuple[Arm, ...]
+    candidate: str
+    """Name of the arm that the verdicts are about."""
+    heldout: tuple[Target, ...]
+    """Empty if the run only trains."""
+    tasks: tuple[str, ...]
+    data_dir: Path | None
+    tasks_key: str | None
+    """Digest of all that the evaluation of `tasks` reads."""
+    evaluation: EvaluationConfig
+    seed: int
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The arms, whose keys are known before anything is selected."""
+        return [arm.artifact for arm in self.arms]
+
+    def run(self, reporter: Reporter, output: Path) -> None:
+        """Train every arm, and measure all if that was asked for; writes comparison.json into `output`."""
+        trained: list[tuple[str, str, Path | None, str | None]] = [(BEFORE, BEFORE, None, None)]
+        for arm in self.arms:
+            adapter = arm.trained(self.recipe, reporter)
+            trained.append((arm.name, f"{arm.name}, seed {arm.seed}", adapter, arm.artifact.facts["training"]))
+        if not self.heldout:
+            return
+        measured: dict[str, list[list[ItemValues]]] = {}
+        for arm_name, name, adapter, training in trained:
+            values = [self._loss(target, name, adapter, training, reporter) for target in self.heldout]
+            values += self._protocols(name, adapter, training, reporter)
+            measured.setdefault(arm_name, []).append(values)
+        comparisons = [self._compared(measured, index) for index in range(len(measured[BEFORE][0]))]
+        write_json(output / "comparison.json", [asdict(one) for one in comparisons])
+        for comparison in comparisons:
+            reporter.say(table(comparison))
+
+    def _compared(self, measured: Mapping[str, Sequence[Sequence[ItemValues]]], index: int) -> Comparison:
+        return compare_values(
+            [(name, [run[index] for run in runs]) for name, runs in measured.items()],
+            rng=generator(self.seed, Stream.BOOTSTRAP, index),
+            candidate=self.candidate,
+            untrained=BEFORE,
+            draws=self.evaluation.draws,
+            level=self.evaluation.level,
+        )
+
+    def _loss(
+        self, target: Target, name: str, adapter: Path | None, training: str | None, reporter: Reporter
+    ) -> ItemValues:
+        """Target loss of one model on the held-out items of one target."""
+        queries = target.queries
+        artifact = self.recipe.store.artifact(
+            "losses", LOSSES_VERSION, **self.recipe.model_inputs, training=training, items=target.digest
+        )
+        if not artifact.is_complete:
+            from gistselect.evaluation.target_loss import target_losses
+
+            artifact.begin()
+            with reporter.step(f"{queries.target} loss, {name}", total=len(queries.examples), unit="items") as step:
+                losses = target_losses(_model(self.recipe, adapter), queries.examples, queries.groups, step.reach)
+            columns = {"id": [one.id for one in losses], LOSS: [one.loss for one in losses], "group": queries.groups}
+            write_table(artifact / "losses.parquet", pa.table(columns))
+            artifact.complete(items=len(losses))
+        return item_values(
+            queries.target,
+            LOSS,
+            read_table(artifact / "losses.parquet").to_pylist(),
+            average=task_facts(queries.target).average,
+            higher_is_better=False,
+        )
+
+    def _protocols(self, name: str, adapter: Path | None, training: str | None, reporter: Reporter) -> list[ItemValues]:
+        """The first metric of each task that was asked for."""
+        if not self.tasks:
+            return []
+        artifact = self.recipe.store.artifact(
+            "evaluation",
+            EVALUATION_VERSION,
+            **self.recipe.model_inputs,
+            training=training,
+            tasks=self.tasks_key,
+            evaluation=self.evaluation.model_dump(mode="json"),
+        )
+        if not artifact.is_complete:
+            from gistselect.evaluation.session import evaluate
+
+            artifact.begin()
+            reporter.say(f"Evaluating {name}.")
+            with reporter.steps("items") as progress:
+                evaluate(
+                    _model(self.recipe, adapter),
+                    None,
+                    self.tasks,
+                    self.data_dir,
+                    artifact / "results",
+                    self.evaluation,
+                    progress,
+                )
+            artifact.complete(tasks=list(self.tasks))
+        return [values[0] for values in read_values(artifact / "results").values() if values]
+
+
+def plan_comparison(
+    config: RunConfig,
+    *,
+    store: Store,
+    tasks: Sequence[Task],
+    encoder: Encoder,
+    model_inputs: Mapping[str, Any],
+    tokens: TokenRows,
+    selections: Mapping[str, Select],
+    evaluate: bool,
+) -> Compare:
+    """The comparison with its keys; the first selection is the candidate.
+
+    Raises `ConfigError` or `DataError` for a target without held-out items, or a task that cannot be evaluated.
+    """
+    recipe = Recipe(
+        model=config.source, model_inputs=model_inputs, training=config.finetune, tokens=tokens, store=store
+    )
+    first = next(iter(selections))
+    evaluated = config.evaluate_tasks if evaluate else ()
+    evaluation = config.evaluation.resolved(template=config.template, seed=config.seed)
+    if evaluated:
+        # Before any training: an item that cannot be asked must not be found out after the last one.
+        check_tasks(evaluated, config.data_dir)
+        read_questions(
+            evaluated,
+            config.data_dir,
+            config=evaluation,
+            tokenizer=encoder.tokenizer,
+            context=context_length(config.source),
+        )
+    return Compare(
+        recipe=recipe,
+        arms=tuple(
+            Arm.planned(recipe, name, seed, baseline, select, config.seed)
+            for seed in config.train_seeds
+            for name, baseline, select in (
+                *((name, None, select) for name, select in selections.items()),
+                *((BASELINES[one], one, selections[first]) for one in config.baselines),
+            )
+        ),
+        candidate=first,
+        heldout=tuple(heldout_items(tasks, config.heldout_items, config.seed, encoder)) if evaluate else (),
+        tasks=tuple(evaluated),
+        data_dir=config.data_dir,
+        tasks_key=tasks_digest(evaluated, config.data_dir) if evaluated else None,
+        evaluation=evaluation,
+        seed=config.seed,
+    )
+
+
+def _model(recipe: Recipe, adapter: Path | None) -> Any:
+    from gistselect.model.adapters import load_adapter
+    from gistselect.model.loading import load_model
+
+    language_model = load_model(recipe.model)
+    return load_adapter(language_model, adapter) if adapter else language_model
+
+
+def table(comparison: Comparison) -> str:
+    """The arms as aligned text, with the verdicts."""
+    share = f"{comparison.level:.0%}".replace("%", " %")
+    lines = [f"{comparison.task}, held-out {comparison.metric} (mean, {share} interval over items and seeds):"]
+    for row in comparison.rows:
+        one = row.interval
+        runs = f"  {row.n_runs} trainings" if row.arm != BEFORE else ""
+        lines.append(f"  {row.arm:<32} {one.mean:.3f}  [{one.low:.3f}, {one.high:.3f}]{runs}")
+    return "\n".join([*lines, *comparison.verdicts])

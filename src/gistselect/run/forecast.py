@@ -1,0 +1,116 @@
+"""The forecast: what a run will read, compute and store, and what is there already, said before the work starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from gistselect.run.config import RunConfig
+from gistselect.run.features import Features
+from gistselect.run.plan import Plan
+from gistselect.run.store import Artifact
+from gistselect.run.warmup import WarmUp
+from gistselect.selection.budget import rows_for_budget
+
+FLOP_PER_TOKEN = 4
+"""Times the parameters: 2 forward and 2 for the gradients of the activations (weights are frozen)."""
+
+
+def forecast(plan: Plan, config: RunConfig) -> str:
+    """Counts and costs in a few lines. Raises `ConfigError` if the budget is over the pool."""
+    facts = plan.candidates.facts
+    n_rows = rows_for_budget(config.budget, facts["n_rows"], facts["n_usable"])
+    n_queries = sum(len(target.queries.records) for target in plan.targets)
+    names = ", ".join(target.queries.target for target in plan.targets)
+    pool = f"Pool: {facts['n_rows']:,} rows, {facts['n_usable']:,} usable, {facts['n_rejected']:,} quarantined"
+    if plan.tokens:
+        pool += (
+            f"; {facts['n_tokens']:,} tokens, {facts['n_supervised']:,} supervised; longest row {facts['longest']:,}, "
+            f"{facts['n_truncated']:,} rows cut at {config.max_length:,}"
+        )
+    lines = [
+        f"{pool}.",
+        f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {n_rows:,} rows ({config.budget}).",
+        f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
+        f"Forecast: {_work(plan, config)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _cut_queries(plan: Plan) -> str:
+    cut, lost = (
+        sum(counts) for counts in zip(*((one.n_truncated, len(one.rejected)) for one in plan.targets), strict=True)
+    )
+    notes = [f"{cut:,} cut"] * (cut > 0) + [f"{lost:,} unusable, see rejected_queries.jsonl"] * (lost > 0)
+    return f" ({', '.join(notes)})" if notes else ""
+
+
+def _work(plan: Plan, config: RunConfig) -> str:
+    """What is computed: passes, FLOP, bytes; and how much of it is there already."""
+    features = plan.features
+    pending = {(cell.representation.reads, cell.checkpoint) for cell in features.cells if not cell.features.is_complete}
+    fits = [fit for fit in features.fits if not fit.artifact.is_complete]
+    done = sum(artifact.is_complete for artifact in _artifacts(plan))
+    parts = []
+    with_model = sum(reads != "text" for reads, _ in pending)
+    if with_model:
+        parts.append(f"{with_model} pass{'es' * (with_model > 1)} of the model over the pool")
+    if (n_parameters := _parameters(config)) is not None and plan.tokens:
+        tokens = with_model * plan.candidates.facts["n_tokens"]
+        tokens += sum(2 * sum(example.n_tokens for example in fit.queries.examples) for fit in fits)
+        tokens += _warmup_tokens(plan, config)
+        flop = FLOP_PER_TOKEN * n_parameters * tokens
+        parts.append(f"{flop / 1e12:,.1f} TFLOP with queries and warm-up ({n_parameters / 1e6:,.1f} M parameters)")
+    if stored := _stored(features, plan.candidates.facts["n_usable"]):
+        parts.append(stored)
+    parts.append(f"{done} of {len(_artifacts(plan))} results are there already")
+    return ", ".join(parts) + "; the time left is shown as soon as a rate is measured"
+
+
+def _artifacts(plan: Plan) -> list[Artifact]:
+    """Every result that the run goes through up to its selections."""
+    found = [plan.records.artifact, *([plan.tokens.artifact] if plan.tokens else [])]
+    if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
+        found.append(plan.warmup.artifact)
+    if plan.goes_to("features"):
+        found += plan.features.artifacts
+    for method in plan.methods:
+        if plan.goes_to("score"):
+            found += [method.score.artifact, *([method.agreement.artifact] if method.agreement else [])]
+        if plan.goes_to("select"):
+            found.append(method.select.artifact)
+    return found
+
+
+def _warmup_tokens(plan: Plan, config: RunConfig) -> int:
+    if not isinstance(plan.warmup, WarmUp) or plan.warmup.artifact.is_complete:
+        return 0
+    return math.ceil(plan.candidates.facts["n_tokens"] * config.warmup_share * plan.warmup.epochs[-1])
+
+
+def _stored(features: Features, n_rows: int) -> str:
+    """Bytes of the features still to be made."""
+    total, unknown = 0, False
+    queries = {fit.artifact.key: len(fit.queries.records) for fit in features.fits}
+    for cell in features.cells:
+        if cell.features.is_complete:
+            continue
+        width = cell.representation.width(queries[cell.fit.key] if cell.fit else 0)
+        unknown |= width is None
+        total += 4 * n_rows * (width or 0)
+    if not total and not unknown:
+        return ""
+    return f"at most {total / 1e6:,.0f} MB of features" + " and the sketches of the pool" * unknown
+
+
+def _parameters(config: RunConfig) -> int | None:
+    """Number of base-model parameters, from the weight files of a local folder; unknown for a hub id."""
+    if config.model is None:
+        return None
+    count = 0
+    for path in Path(config.model).glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count or None

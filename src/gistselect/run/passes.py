@@ -1,0 +1,114 @@
+"""Passes over the pool: one for all pending cells that read the same thing, shard by shard.
+
+A pass is a frozen description, and `work` does one shard of it in any process. The files it writes are the only
+message: a shard that is there is done, whoever did it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gistselect.errors import ArtifactMismatchError
+from gistselect.representations.interface import Features, GradientSource, TextCollector
+from gistselect.run.cells import Cell
+from gistselect.run.ingest import RecordRows, TokenRows
+from gistselect.run.sources import Sources, SourceSpec
+from gistselect.run.store import Artifact, read_table, write_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """All pending cells with one source."""
+
+    source: SourceSpec
+    cells: tuple[Cell, ...]
+
+    @property
+    def outputs(self) -> tuple[Artifact, ...]:
+        """Everything that the pass writes: a shard each, for each shard of the pool."""
+        measured = dict.fromkeys(cell.measured for cell in self.cells if cell.measured is not None)
+        return (*(cell.features for cell in self.cells), *measured)
+
+    def pending(self, shard: int) -> bool:
+        """Whether some output of this shard is missing."""
+        return not all(artifact.shard(shard).is_file() for artifact in self.outputs)
+
+
+def work(job: Pass, shard: int, sources: Sources) -> None:
+    """Do one shard of a pass: read its rows once, hand them to every cell whose file is missing, write the files."""
+    source = sources.open(job.source)
+    missing = [cell for cell in job.cells if not cell.features.shard(shard).is_file()]
+    collectors = [sources.collector(cell, source) for cell in missing]
+    rows = job.source.rows.table(shard, ["row"])["row"].to_numpy()
+    kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
+    for cell, values in zip(missing, kept, strict=True):
+        write_table(cell.features.shard(shard), _features_table(rows, values))
+    for artifact in dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None):
+        if not artifact.shard(shard).is_file():
+            write_table(artifact.shard(shard), pa.table({"row": rows, **measured}))
+
+
+Outcome = tuple[list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
+"""What each collector kept (n, width), and what was measured of every row (n,)."""
+
+
+def _gradients(source: GradientSource, rows: TokenRows, shard: int, collectors: Sequence[Any]) -> Outcome:
+    measured = source.engine.collect(rows.examples(shard), collectors)
+    columns = {
+        "loss": measured.loss.astype(np.float32),
+        "n_supervised": measured.n_supervised.astype(np.int32),
+        "gradient_norm": measured.gradient_norm.astype(np.float32),
+    }
+    return [collector.result() for collector in collectors], columns
+
+
+def _text(source: RecordRows, rows: RecordRows, shard: int, collectors: Sequence[TextCollector]) -> Outcome:
+    records = rows.records(shard)
+    return [collector.take(records) for collector in collectors], {}
+
+
+_RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "text": _text}
+
+
+def _features_table(rows: NDArray[np.int64], values: NDArray[np.floating]) -> pa.Table:
+    flat = np.ascontiguousarray(values, dtype=np.float32)
+    return pa.table({"row": rows, "features": pa.FixedSizeListArray.from_arrays(flat.reshape(-1), flat.shape[1])})
+
+
+def read_features(cell: Cell, shard: int, rows: NDArray[np.int64]) -> Features:
+    """What a pass kept of the given pool rows (n,) of a shard, ascending.
+
+    Raises `ArtifactMismatchError` if a row is missing or a file is damaged.
+    """
+    table = read_table(cell.features.shard(shard))
+    at = _places(table["row"].to_numpy(), rows, cell.features)
+    column = table["features"].combine_chunks()
+    values = column.values.to_numpy().reshape(len(column), -1)
+    measured: dict[str, NDArray[np.floating]] = {}
+    if cell.measured is not None:
+        table = read_table(cell.measured.shard(shard))
+        there = _places(table["row"].to_numpy(), rows, cell.measured)
+        measured = {name: table[name].to_numpy()[there] for name in table.column_names if name != "row"}
+    return Features(values=values[at], measured=measured)
+
+
+def _places(stored: NDArray[np.int64], rows: NDArray[np.int64], artifact: Artifact) -> NDArray[np.intp]:
+    at = np.searchsorted(stored, rows)
+    if len(at) and (at.max(initial=0) >= len(stored) or not (stored[at] == rows).all()):
+        raise ArtifactMismatchError(f"{artifact.folder} holds other rows than the pool; delete it and run again.")
+    return at
+
+
+def complete(job: Pass, n_shards: int) -> None:
+    """Mark all outputs as done. Raises `ArtifactMismatchError` if a shard is missing: coverage is proved at the end."""
+    for artifact in job.outputs:
+        if missing := [shard for shard in range(n_shards) if not artifact.shard(shard).is_file()]:
+            raise ArtifactMismatchError(f"{artifact.folder} lacks shard {missing[0]} of {n_shards}; run again.")
+        if not artifact.is_complete:
+            artifact.complete(n_shards=n_shards)

@@ -1,0 +1,144 @@
+"""The run folder that people read: the files of the output contract, from finished artifacts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from gistselect import __version__
+from gistselect.files import replacing, write_json, write_json_lines
+from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
+from gistselect.report.spectrum import draw_spectrum
+from gistselect.run.cells import FOLDER, load_fit
+from gistselect.run.choosing import SELECTED, SELECTION, Select
+from gistselect.run.plan import Method, Plan
+from gistselect.run.progress import duration
+from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
+from gistselect.run.store import publish
+from gistselect.run.targets import Target
+from gistselect.selection.budget import rows_for_budget
+
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "datasets")
+SPECTRUM = "spectrum.svg"
+SUBSPACE_JSON, SUBSPACE_ARRAYS = "subspace.json", "subspace.safetensors"
+
+
+def publish_scores(method: Method, weights: Mapping[str, float]) -> None:
+    """scores.parquet, quarantine.jsonl, and of a method with a subspace its description and spectrum."""
+    for name in (SCORES, QUARANTINE):
+        publish(method.score.artifact / name, method.folder / name)
+    if any(
+        "singular_values" in load_fit(fit.artifact).arrays for column in method.columns for fit, _ in column.entries
+    ):
+        _write_subspace(method, weights)
+
+
+def publish_selection(select: Select, folder: Path) -> None:
+    """selection.parquet and selected.jsonl."""
+    for name in (SELECTION, SELECTED):
+        publish(select.artifact / name, folder / name)
+
+
+def write_rejected_queries(targets: Sequence[Target], folder: Path) -> None:
+    """rejected_queries.jsonl: target examples that cannot be used, apart from the pool's quarantine."""
+    rejected = [one for target in targets for one in target.rejected]
+    write_json_lines(folder / "rejected_queries.jsonl", map(quarantine_entry, rejected))
+
+
+def _write_subspace(method: Method, weights: Mapping[str, float]) -> None:
+    """subspace.json, subspace.safetensors (singular values, left vectors, query and target features), spectrum.svg."""
+    null = method.score.artifact.facts["null_score_quantiles"]
+    arrays: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    agreement = _agreement(method)
+    for column in method.columns:
+        checkpoints = []
+        for number, (fit, _) in enumerate(column.entries):
+            fitted = load_fit(fit.artifact)
+            assert fit.checkpoint is not None
+            arrays |= {
+                f"{column.target}/{number}/{name}": np.ascontiguousarray(array)
+                for name, array in fitted.arrays.items()
+                if name != "basis"
+            }
+            values = fitted.arrays["singular_values"]
+            name = fit.checkpoint.name
+            checkpoints.append(
+                {
+                    "name": name,
+                    "weight": weights[fit.checkpoint.key],
+                    "rank": fitted.facts["rank"],
+                    "rank_at_95_percent": rank_for_variance(values, 0.95),
+                    "singular_values": values.tolist(),
+                    "explained_variance": cumulative_variance(values).tolist(),
+                    "basis": f"artifacts/{fit.artifact.folder.name}/{FOLDER}",
+                    **({"sketch_agreement": agreement[f"{column.target}/{name}"]} if agreement else {}),
+                }
+            )
+        described[column.target] = {
+            "groups": list(dict.fromkeys(column.entries[0][0].queries.groups)),
+            "null_score_quantiles": null[column.target],
+            "checkpoints": checkpoints,
+        }
+    with replacing(method.folder / SUBSPACE_ARRAYS) as part:
+        save_file(arrays, part)
+    write_json(method.folder / SUBSPACE_JSON, described)
+    draw_spectrum(described, method.folder / SPECTRUM)
+
+
+def _agreement(method: Method) -> dict[str, dict[str, Any]]:
+    if method.agreement is None:
+        return {}
+    facts = method.score.artifact.facts
+    n_pool = facts["n_scored"] + facts["n_rejected"]
+    n_rows = rows_for_budget(method.select.budget, n_pool, facts["n_scored"])
+    return method.agreement.measured(n_rows / facts["n_scored"])
+
+
+def agreement_lines(method: Method) -> Iterable[str]:
+    """What the sample said of an approximation, a line each."""
+    for name, one in _agreement(method).items():
+        yield (
+            f"Sketch of {name}: against exact scores on {one['rows']} rows, Spearman {one['spearman']:.3f}, "
+            f"{one['overlap_at_budget']:.0%} of the best at the budget the same."
+        )
+
+
+def write_manifest(
+    plan: Plan, folder: Path, seed: int, seconds: Mapping[str, float], counts: Mapping[str, Any]
+) -> None:
+    """manifest.json: versions, digests, counts and times."""
+    write_json(
+        folder / "manifest.json",
+        {
+            "gistselect": __version__,
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "seed": seed,
+            **plan.described,
+            "pool": plan.candidates.facts,
+            "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
+            **counts,
+            "wall_seconds": dict(seconds),
+            "wall": duration(sum(seconds.values())),
+            "peak_memory_bytes": peak_memory_bytes(),
+        },
+    )
+
+
+def peak_memory_bytes() -> int | None:
+    """Largest resident memory of this process so far; unknown on Windows."""
+    import sys
+
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,169 @@
+"""Stage `score`: every pool row against every target of one method, a shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from gistselect.errors import ArtifactMismatchError, DataError
+from gistselect.files import json_line, replacing
+from gistselect.representations.interface import Fitted, Representation, Scores
+from gistselect.run.cells import Column, load_fit
+from gistselect.run.ingest import COUNTS, IDENTITY, RecordRows, TokenRows
+from gistselect.run.passes import read_features
+from gistselect.run.progress import Reporter
+from gistselect.run.store import Artifact, table_writer
+from gistselect.run.warmup import Given, WarmUp
+from gistselect.streams import Stream, generator
+from gistselect.types import Rejected
+
+VERSION = 1
+GROUP_SHARDS = 64
+"""Shards in a row group of the table of scores."""
+SCORES, QUARANTINE = "scores.parquet", "quarantine.jsonl"
+QUANTILES = (0.5, 0.95, 0.99)
+SCORE = "score/"
+"""Start of the name of a column with one target's scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The scores of one method."""
+
+    label: str
+    representation: Representation
+    columns: tuple[Column, ...]
+    rows: RecordRows | TokenRows
+    """The candidates: the rows that every method of the run can use."""
+    warmup: WarmUp | Given | None
+    strict: bool
+    seed: int
+    artifact: Artifact
+    name: ClassVar[str] = "score"
+
+    def run(self, reporter: Reporter) -> None:
+        """Write the table of scores and the quarantine, or find that done.
+
+        Raises `DataError` at the first row without a score in a strict run.
+        """
+        if not self.artifact.is_complete:
+            self.artifact.begin()
+            weights = self._weights()
+            targets = [_Target(column, weights) for column in self.columns]
+            with reporter.step(f"score ({self.representation.title})", total=self.rows.n_shards, unit="shards") as step:
+                n_scored, n_rejected = self._write(targets, step.advance)
+            if n_scored + n_rejected != self.rows.facts["n_rows"]:
+                raise ArtifactMismatchError(f"{n_scored} scored and {n_rejected} quarantined rows are not the pool.")
+            self.artifact.complete(
+                targets=[name for target in targets for name in target.names],
+                n_scored=n_scored,
+                n_rejected=n_rejected,
+                null_score_quantiles={target.column.target: target.null_level(self.seed) for target in targets},
+            )
+        self._check_strict()
+
+    def _weights(self) -> NDArray[np.float64]:
+        if self.representation.reads != "gradient":
+            return np.ones(1)
+        assert self.warmup is not None
+        return np.asarray([one.weight for one in self.warmup.placed()])
+
+    def _write(self, targets: Sequence[_Target], advance: Any) -> tuple[int, int]:
+        n_scored = n_rejected = 0
+        with ExitStack() as stack:
+            quarantine = stack.enter_context(stack.enter_context(replacing(self.artifact / QUARANTINE)).open("wb"))
+            writer: pq.ParquetWriter | None = None
+            waiting: list[pa.Table] = []
+            for shard in range(self.rows.n_shards):
+                table, lost = self._shard(targets, shard)
+                for one in sorted([*self.rows.rejected(shard), *lost], key=lambda row: row.row):
+                    quarantine.write(json_line(quarantine_entry(one)) + b"\n")
+                    n_rejected += 1
+                n_scored += table.num_rows
+                waiting.append(table)
+                if writer is None:
+                    writer = stack.enter_context(table_writer(self.artifact / SCORES, table.schema))
+                if len(waiting) == GROUP_SHARDS or shard == self.rows.n_shards - 1:
+                    together = pa.concat_tables(waiting)
+                    writer.write_table(together, row_group_size=max(1, together.num_rows))
+                    waiting.clear()
+                advance(1)
+        return n_scored, n_rejected
+
+    def _shard(self, targets: Sequence[_Target], shard: int) -> tuple[pa.Table, list[Rejected]]:
+        """The scored rows of a shard, and those whose representation is not finite."""
+        has_tokens = isinstance(self.rows, TokenRows)
+        rows = self.rows.table(shard, [*IDENTITY, *(COUNTS if has_tokens else [])])
+        numbers = rows["row"].to_numpy()
+        scored = [target.score(shard, numbers) for target in targets]
+        values = np.concatenate([one.values for one, _ in scored], axis=1)
+        finite = np.isfinite(values).all(axis=1)
+        kept, lost = rows.filter(pa.array(finite)), rows.filter(pa.array(~finite))
+        values = values[finite]
+        names = [name for target in targets for name in target.names]
+        best = values.argmax(axis=1)
+        owner = np.repeat(np.arange(len(targets)), [len(target.names) for target in targets])[best]
+        columns: dict[str, Any] = {
+            **{name: kept[name] for name in IDENTITY},
+            "score": values.max(axis=1),
+            "best_target": pa.array(names, type=pa.string()).take(pa.array(best)),
+            **{f"{SCORE}{name}": values[:, index] for index, name in enumerate(names)},
+            **{name: column[finite] for name, column in scored[0][1].items()},
+        }
+        if has_tokens:
+            columns |= {name: kept[name] for name in COUNTS}
+        for name in scored[0][0].columns:
+            stacked = np.stack([one.columns[name][finite] for one, _ in scored], axis=1)
+            columns[name] = np.take_along_axis(stacked, owner[:, None], axis=1)[:, 0]
+        rejected = [Rejected(**row, reason=self.representation.unscored) for row in lost.select(IDENTITY).to_pylist()]
+        return pa.table(columns), rejected
+
+    def _check_strict(self) -> None:
+        if self.strict and self.artifact.facts["n_rejected"]:
+            with (self.artifact / QUARANTINE).open(encoding="utf-8") as file:
+                first = file.readline()
+            raise DataError(
+                f"--strict: {self.artifact.facts['n_rejected']} rows cannot be scored, the first: {first.strip()}"
+            )
+
+
+class _Target:
+    """One target of a method while its scores are made."""
+
+    def __init__(self, column: Column, weights: NDArray[np.float64]) -> None:
+        self.column, self.weights = column, weights
+        self.fitted: list[Fitted] = [load_fit(fit.artifact) for fit, _ in column.entries]
+        self.names = [target_name(column.target, group) for group in self.fitted[0].groups]
+
+    def score(self, shard: int, rows: NDArray[np.int64]) -> tuple[Scores, dict[str, NDArray[np.float64]]]:
+        """Scores of the given rows of a shard, and loss and gradient norm (n,) over checkpoints."""
+        features = [read_features(cell, shard, rows) for _, cell in self.column.entries]
+        measured = {
+            name: self.weights @ np.stack([one.measured[name].astype(np.float64) for one in features])
+            for name in ("loss", "gradient_norm")
+            if name in features[0].measured
+        }
+        return self.column.representation.score(features, self.fitted, self.weights), measured
+
+    def null_level(self, seed: int) -> dict[str, float] | None:
+        """Quantiles of the best score of rows without signal."""
+        rng = generator(seed, Stream.NULL_LEVEL)
+        draws = self.column.representation.null_level(self.fitted, self.weights, rng)
+        return None if draws is None else {str(level): float(np.quantile(draws, level)) for level in QUANTILES}
+
+
+def target_name(task: str, group: str) -> str:
+    """`task` or `task/group`."""
+    return f"{task}/{group}" if group else task
+
+
+def quarantine_entry(row: Rejected) -> dict[str, Any]:
+    """A line of `quarantine.jsonl`."""
+    return {name: value for name, value in asdict(row).items() if name in ("id", "source", "row", "reason")}

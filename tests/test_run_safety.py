@@ -1,0 +1,170 @@
+"""A run folder has one writer; what was killed is continued, what changed underneath is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from gistselect.errors import ConfigError, DataError, GistSelectError
+from gistselect.run.config import RunConfig
+from gistselect.run.pipeline import execute
+from gistselect.run.progress import SilentReporter
+from tiny_runs import CONTRACT, RecordingReporter, contents, ids, row, run, write_rows
+
+CHILD = """
+import json, sys
+from gistselect.run.config import RunConfig
+from gistselect.run.pipeline import execute
+from gistselect.run.progress import SilentReporter
+execute(RunConfig.from_values(json.loads(sys.argv[1])), SilentReporter())
+"""
+
+
+def child(config: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """The same run in a process of its own, which can be killed with all it started."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", CHILD, json.dumps(config, default=str)]
+    return subprocess.Popen(arguments, start_new_session=True, env=environment)
+
+
+def test_two_processes_give_what_one_gives(config: dict[str, Any], tmp_path: Path) -> None:
+    alone = run(config, output=tmp_path / "alone")
+    first, second = child(config), child(config)
+    assert (first.wait(), second.wait()) == (0, 0)
+    assert contents(config["output"]) == contents(alone)
+    assert not list(config["output"].rglob("*.part"))
+
+
+@pytest.mark.parametrize("when", ["warmup-*", "fit-*", "features-*", "scores-*", "selection-*"])
+def test_a_killed_run_continues_to_identical_files(config: dict[str, Any], tmp_path: Path, when: str) -> None:
+    """SIGKILL as soon as the stage has begun; temporary files of the killed writer are cleared away."""
+    alone = run(config, output=tmp_path / "alone")
+    process = child(config)
+    while process.poll() is None and not list(config["output"].glob(f"artifacts/{when}")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (config["output"] / "artifacts" / ".left.123-abc.part").write_text("half")
+    run(config)
+    assert contents(config["output"]) == contents(alone)
+    assert not list(config["output"].rglob("*.part"))
+
+
+def test_a_busy_folder_is_refused_or_waited_for(config: dict[str, Any]) -> None:
+    config["output"].mkdir()
+    with FileLock(config["output"] / ".lock"), pytest.raises(GistSelectError, match="another process"):
+        run(config, if_busy="refuse")
+    assert not (config["output"] / "run.yaml").exists()
+
+
+def test_a_pool_that_changed_after_it_was_scored_stops_with_its_name(
+    config: dict[str, Any], pool_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change comes between scoring and selection of one command, so the plan cannot see it."""
+    from gistselect.run.scoring import Score
+
+    score = Score.run
+
+    def then_edit(self: Score, reporter: Any) -> None:
+        score(self, reporter)
+        lines = pool_file.read_bytes().split(b"\n")
+        pool_file.write_bytes(b"\n".join(lines[1:]) + b"\n" + lines[0])
+
+    monkeypatch.setattr(Score, "run", then_edit)
+    with pytest.raises(DataError, match=r"pool\.jsonl changed"):
+        run(config)
+    assert not (config["output"] / "selected.jsonl").exists()
+
+
+def test_a_changed_pool_is_another_pool(config: dict[str, Any], pool_file: Path) -> None:
+    run(config)
+    lines = pool_file.read_bytes().split(b"\n")
+    pool_file.write_bytes(b"\n".join(lines[5:]))
+    again = run(config)
+    known = {json.loads(line)["id"] for line in lines[5:] if b"row-" in line}
+    assert set(ids(again / "selected.jsonl")) <= known
+
+
+def test_a_run_folder_inside_the_pool_folder_is_not_read_as_pool(
+    config: dict[str, Any], pool_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pool_file.rename(folder / "pool.jsonl")
+    inside = {**config, "pool": (str(folder),), "output": folder / "run"}
+    first = contents(run(inside))
+    reporter = RecordingReporter()
+    assert contents(run(inside, reporter)) == first
+    assert list(reporter.last) == []
+
+
+def test_a_damaged_artifact_is_named_and_never_used(config: dict[str, Any]) -> None:
+    output = run(config)
+    for pattern in ("scores-*/scores.parquet", "features-*/shard-*.parquet", "fit-*/fit/arrays.safetensors"):
+        path = next(output.glob(f"artifacts/{pattern}"))
+        whole = path.read_bytes()
+        path.unlink()
+        path.write_bytes(whole[: len(whole) // 2])
+        if not pattern.startswith("scores"):
+            next(output.glob("artifacts/scores-*/complete.json")).unlink()
+        with pytest.raises(GistSelectError, match=path.name):
+            run(config, budget=11)
+        path.write_bytes(whole)
+        run(config)
+
+
+def test_the_configuration_is_replaced_only_by_one_that_worked(config: dict[str, Any]) -> None:
+    output = run(config)
+    before = (output / "run.yaml").read_bytes()
+    for changes in ({"target": ("gsm9k",)}, {"budget": 51}):
+        with pytest.raises(GistSelectError):
+            run(config, **changes)
+    assert (output / "run.yaml").read_bytes() == before
+    run(config, until="score", if_busy="refuse")
+    assert (output / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluate": True}, "--heldout FILE"),
+        ({"evaluate": True, "heldout": ("HELDOUT",), "evaluate_tasks": ("gsm9k",)}, "gsm9k"),
+        ({"adapter": "nowhere"}, "nowhere"),
+        ({"model": None}, "--model"),
+        ({"template": "tulip"}, "tulip"),
+    ],
+)
+def test_what_can_be_known_before_the_work_is_said_before_it(
+    config: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    heldout = write_rows(tmp_path / "heldout.jsonl", [row("What is 8 and 3?", "The answer is 11.")])
+    changes = {name: (str(heldout),) if value == ("HELDOUT",) else value for name, value in changes.items()}
+    with pytest.raises(GistSelectError, match=message):
+        run(config, **changes)
+    assert not list(config["output"].glob("artifacts/*"))
+    assert not (config["output"] / "run.yaml").exists()
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--output"):
+        run(config, output=tmp_path / "file")
+
+
+def test_files_of_the_contract_are_complete_when_they_are_there(config: dict[str, Any]) -> None:
+    assert {path.name for path in run(config).iterdir()} >= CONTRACT
+
+
+def test_a_folder_made_from_a_live_model_says_so(config: dict[str, Any]) -> None:
+    values = {**config, "model": "<live model>"}
+    with pytest.raises(ConfigError, match="live model"):
+        execute(RunConfig.from_values(values), SilentReporter())
