@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.testing import assert_allclose
+from safetensors.numpy import load_file
 
+from dense_reference import dense_gradients
 from gistselect.errors import ConfigError
+from gistselect.linalg.projection import dense_signs
 from gistselect.registry import names, resolve
 from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
 from gistselect.run.config import RunConfig
-from tiny_runs import ids, row, run, write_rows
+from gistselect.streams import Stream, generator
+from tiny_runs import RecordingReporter, ids, row, run, write_rows
 
 
 def scores_of(folder: Path, name: str = "") -> dict[str, Any]:
@@ -93,6 +98,77 @@ def test_scripts_without_spaces_share_pairs_of_characters(tmp_path: Path) -> Non
     assert ids(output / "selected.jsonl") == ["near"]
 
 
+@pytest.mark.parametrize("direction", ["less", "adam"])
+def test_less_equals_the_dense_method_at_all_checkpoints(
+    config: dict[str, Any], pool_file: Path, target_file: Path, direction: str
+) -> None:
+    """Every step by the formula in float64; only the random signs are the tool's own."""
+    output = run(config, representation=(f"less:dimension=512,direction={direction}",), warmup_checkpoints=(1, 2))
+    folders = sorted(output.glob("artifacts/warmup-*/training/checkpoint-*"), key=lambda path: int(path.name[11:]))
+    rates = [one["mean_learning_rate"] for one in _warmup_facts(output)]
+    pool, queries = usable(pool_file), usable(target_file)
+    groups = [json.loads(line)["group"] for line in target_file.read_bytes().split(b"\n") if line]
+    total = np.zeros((len(pool), 3))
+    for folder, rate in zip(folders, rates, strict=True):
+        moments = load_file(folder / "moments.safetensors")
+        parameters = sorted(name.partition("/")[2] for name in moments if name.startswith("exp_avg/"))
+        assert parameters
+        g, q = (dense_gradients(config["model"], folder, rows) for rows in (pool, queries))
+        order = _parameter_order(config["model"], folder)
+        m = np.concatenate([moments[f"exp_avg/{name}"].ravel() for name in order]).astype(np.float64)
+        v = np.concatenate([moments[f"exp_avg_sq/{name}"].ravel() for name in order]).astype(np.float64)
+        step = _step(folder)
+        b1, b2, eps = 0.9, 0.999, 1e-8
+        m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        if direction == "less":
+            update = m1 / np.sqrt(v1 + eps)
+        else:
+            update = (m1 / (1 - b1 ** (step + 1))) / (np.sqrt(v1 / (1 - b2 ** (step + 1))) + eps)
+        P, Q = (_projected(values, config["model"], folder, 512) for values in (update, q))
+        cosines = (P @ Q.T) / np.linalg.norm(P, axis=1)[:, None] / np.linalg.norm(Q, axis=1)
+        for index, group in enumerate("abc"):
+            total[:, index] += rate / sum(rates) * cosines[:, [one == group for one in groups]].mean(axis=1)
+    scores = scores_of(output)
+    for index, group in enumerate("abc"):
+        assert_allclose(scores[f"score/sums/{group}"], total[:, index], atol=2e-4)
+
+
+def test_mean_of_scores_and_score_of_the_mean_are_different_estimators(config: dict[str, Any]) -> None:
+    output = run(config, representation=("gist", "less:dimension=256"))
+    assert not np.allclose(
+        scores_of(output)["score/sums/a"], scores_of(output, "less-dimension-256")["score/sums/a"], atol=1e-2
+    )
+
+
+def test_methods_in_one_pass_equal_each_alone(config: dict[str, Any], target_file: Path, tmp_path: Path) -> None:
+    """To the bit, whatever else the pass serves; each token shard is read once for all of them."""
+    second = write_rows(target_file.with_name("words.jsonl"), [row("Which is more?", "größer")])
+    two = {**config, "target": (str(target_file), str(second))}
+    specifications = ("gist", "less:dimension=64", "gist:sketch=8", "bm25")
+    reporter = RecordingReporter()
+    together = run(two, reporter, representation=specifications)
+    assert len([name for name in reporter.last if name.startswith("pool gradients")]) == 1
+    for number, specification in enumerate(specifications):
+        alone = run(two, representation=(specification,), output=tmp_path / f"alone-{number}", adapter=None)
+        mine = together if number == 0 else together / "methods" / label(specification)
+        if specification != "bm25":
+            # bm25 alone has no tokenizer and so more columns are missing; its scores are compared below.
+            assert (mine / "scores.parquet").read_bytes() == (alone / "scores.parquet").read_bytes()
+        assert pq.read_table(mine / "scores.parquet")["score"] == pq.read_table(alone / "scores.parquet")["score"]
+        assert (mine / "selected.jsonl").read_bytes() == (alone / "selected.jsonl").read_bytes()
+
+
+def test_less_without_moments_says_what_to_do(config: dict[str, Any], tmp_path: Path) -> None:
+    output = run(config)
+    adapter = next(output.glob("artifacts/warmup-*/training/checkpoint-*"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in adapter.glob("adapter_*"):
+        (bare / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ConfigError, match="moments"):
+        run(config, representation=("less",), adapter=bare, output=tmp_path / "again")
+
+
 @pytest.mark.parametrize("name", names("representation"))
 def test_conformance(name: str, config: dict[str, Any]) -> None:
     kind: type[Representation] = resolve("representation", name)
@@ -114,13 +190,45 @@ def test_options_of_a_specification() -> None:
     assert parse("gist", config).model_dump()["rank"] == 7
     assert parse("gist:rank=0.5", config).model_dump()["rank"] == 0.5
     assert parse("gist:rank=9,sketch=4", config).model_dump()["sketch"] == 4
-    assert label("less:dimension=64,projection=sparse") == "less-dimension-64-projection-sparse"
+    assert label("less:dimension=64,nonzeros=8") == "less-dimension-64-nonzeros-8"
     for wrong, message in {
-        "bm25:k1": "name=value",
-        "bm25:b=2": "b ",
-        "bm25:size=3": "its options",
+        "less:dimension": "name=value",
+        "less:dimension=0": "dimension",
+        "less:size=3": "its options",
         "../x": "not understood",
         "gits": "Did you mean 'gist'",
     }.items():
         with pytest.raises(ConfigError, match=message):
             parse(wrong, config)
+
+
+def _warmup_facts(output: Path) -> list[dict[str, Any]]:
+    found = json.loads(next(output.glob("artifacts/warmup-*/complete.json")).read_text())
+    return found["facts"]["checkpoints"]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name[11:])
+
+
+def _parameters(model: str, adapter: Path) -> dict[str, int]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(adapter), is_trainable=True)
+    return {name: value.numel() for name, value in loaded.named_parameters() if "lora_" in name}
+
+
+def _parameter_order(model: str, adapter: Path) -> list[str]:
+    return list(_parameters(model, adapter))
+
+
+def _projected(values: np.ndarray, model: str, adapter: Path, width: int) -> np.ndarray:
+    """(n, width): each parameter's part times its own signs, divided by sqrt(width)."""
+    total, start = np.zeros((len(values), width)), 0
+    for name, size in _parameters(model, adapter).items():
+        key = int(generator(0, Stream.PROJECTION, *name.encode()).integers(2**63))
+        signs = dense_signs(key, 0, size, width, torch.zeros(1, dtype=torch.float64)).numpy()
+        total += values[:, start : start + size] @ signs / width**0.5
+        start += size
+    return total

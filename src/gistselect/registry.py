@@ -21,6 +21,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "representation": {
         "gist": "gistselect.representations.gist:Gist",
+        "less": "gistselect.representations.less:Less",
         "bm25": "gistselect.representations.bm25:BM25",
     },
     "selector": {

@@ -1,0 +1,129 @@
+"""LESS: cosines of randomly projected Adam updates (arXiv 2402.04333, sections 3 and 4).
+
+A pool row is known by the step that Adam would take for it from the warm-up's moments, a query by its plain gradient;
+both are projected to `dimension` numbers by one seeded random matrix. Cost of a row: one backward pass and 2·p·d FLOP
+for p adapter parameters and d dimensions (2·p·k with nonzeros=k), 4·d bytes stored. Its features know
+nothing of the target. Use it to compare with, or where many unknown targets will come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from gistselect.errors import ConfigError, DataError
+from gistselect.linalg.similarity import cosine_scores
+from gistselect.model.engine_config import AdamConfig, ProjectionConfig
+from gistselect.representations.interface import (
+    Features,
+    Fitted,
+    FloatArray,
+    GradientSource,
+    Queries,
+    Reads,
+    Representation,
+    Scores,
+)
+
+
+class Less(Representation):
+    """Mean over a group's queries of the cosine with the row's projected Adam update."""
+
+    dimension: int = Field(default=8192, ge=1)
+    """Width of the projection."""
+    nonzeros: int | None = Field(default=None, ge=1)
+    """Coordinates that each number of the gradient goes to; by default all of them, as published. 8 is nearly as
+    precise and costs a thousandth."""
+    direction: Literal["less", "adam"] = "less"
+    """The update as published (no bias correction, epsilon inside the root), or the step that Adam really takes."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the projection."""
+
+    name: ClassVar[str] = "less"
+    title: ClassVar[str] = "LESS"
+    reads: ClassVar[Reads] = "gradient"
+    definition: ClassVar[str] = (
+        "mean over a group's queries of the cosine (-1 to 1, higher is nearer) of the row's projected Adam update with "
+        "the query's projected gradient, weighted over checkpoints"
+    )
+    unscored: ClassVar[str] = "the gradient is zero or not finite; check the row's text, or use --dtype float32"
+
+    @property
+    def per_target(self) -> bool:
+        return False
+
+    @property
+    def fit_inputs(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"direction"})
+
+    @property
+    def pool_inputs(self) -> dict[str, Any]:
+        adam = AdamConfig(direction=self.direction)
+        return {**self.fit_inputs, "adam": adam.model_dump(mode="json")}
+
+    def width(self, n_queries: int) -> int:
+        return self.dimension
+
+    def fit(self, queries: Queries, at: GradientSource, folder: Path) -> Fitted:
+        """Projected gradients (n_query, d) of the queries.
+
+        Raises `DataError` naming a query whose gradient is zero or not finite.
+        """
+        from gistselect.model.directions import DirectionSink
+
+        collector = DirectionSink(self._projection)
+        at.engine.collect(queries.examples, [collector])
+        features = collector.result()
+        lengths = np.linalg.norm(features, axis=1)
+        if len(bad := np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))):
+            raise DataError(
+                f"the gradient of query {queries.examples[bad[0]].id!r} is zero or not finite; check its text, or use "
+                "--dtype float32."
+            )
+        group_of = np.array([queries.group_names.index(group) for group in queries.groups])
+        arrays = {"query_features": features, "group": group_of}
+        return Fitted(groups=queries.group_names, arrays=arrays, facts={"queries": len(features)})
+
+    def collector(self, fitted: Fitted | None, at: GradientSource) -> Any:
+        """Projected Adam updates (n, d).
+
+        Raises `ConfigError` if the checkpoint does not come from a training, and so has no moments.
+        """
+        from gistselect.model.directions import DirectionSink
+        from gistselect.training.checkpoints import MOMENTS, load_moments
+
+        if at.checkpoint is None or not (at.checkpoint / MOMENTS).is_file():
+            raise ConfigError(
+                f"less needs the optimizer's moments ({MOMENTS}) beside the adapter, and "
+                f"{at.checkpoint or 'a live model'} has none; leave out --adapter to have the warm-up done, or give a "
+                "checkpoint of 'gistselect train'."
+            )
+        moments = load_moments(at.checkpoint / MOMENTS)
+        return DirectionSink(self._projection, moments, AdamConfig(direction=self.direction))
+
+    @property
+    def _projection(self) -> ProjectionConfig:
+        return ProjectionConfig(dimension=self.dimension, nonzeros=self.nonzeros, seed=self.seed)
+
+    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
+        """Σ_c w_c mean over the group's queries of cos(f_c, q_c) (LESS section 4.2); the mean is of scores."""
+        usable = np.logical_and.reduce(
+            [
+                np.isfinite(one.values).all(axis=1)
+                & np.isfinite(one.measured["loss"])
+                & (np.nan_to_num(one.measured["gradient_norm"]) > 0)
+                for one in shard
+            ]
+        )
+        total = np.full((len(usable), len(fitted[0].groups)), np.nan)
+        total[usable] = 0.0
+        for one, fit, weight in zip(shard, fitted, weights, strict=True):
+            cosines = cosine_scores(one.values[usable], fit.arrays["query_features"])
+            groups = fit.arrays["group"]
+            means = np.stack([cosines[:, groups == index].mean(axis=1) for index in range(len(fit.groups))], axis=1)
+            total[usable] += weight * means
+        return Scores(values=total)
