@@ -1,17 +1,22 @@
 # Two commands for a machine with nothing but Python >= 3.11:
 #   make demo    environment, install, the main job on the embedded pool and model
 #   make test    environment, install, the fast test suite
+# The tests that it leaves out, minutes on two cores:
+#   make test-slow
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-slow check install clean
 
 demo: install
 	$(BIN)/gistselect demo --output runs/demo
 
 test: install
 	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check .

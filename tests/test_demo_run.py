@@ -6,12 +6,15 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 from gistselect.demo import demo_config
 from gistselect.run.config import RunConfig
 from gistselect.run.pipeline import execute
 from gistselect.run.progress import SilentReporter
 
 
+@pytest.mark.slow
 def test_selected_rows_teach_more_than_random_rows(tmp_path: Path) -> None:
     """A third of the demo's pool, fewer queries and items; judged by the loss, not by where the rows come from."""
     folder = Path(str(files("gistselect.demo")))
