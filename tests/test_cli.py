@@ -120,6 +120,30 @@ def test_help_has_no_traceback(command: str, capsys: pytest.CaptureFixture[str])
     assert "Usage: gistselect" in capsys.readouterr().out
 
 
+def test_options_stand_in_groups_and_examples_can_be_pasted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["run", "--help"])
+    said = capsys.readouterr().out
+    headings = [line.split("─ ")[1].split(" ─")[0] for line in said.split("\n") if line.startswith("╭")]
+    assert headings[-7:] == ["Model", "Pool and target", "Method", "Warm-up", "Engine", "Evaluation", "Run"]
+    method = said.split("─ Method ")[1].split("╰")[0]
+    assert all(option in method for option in ("--rank", "--sketch", "--representation", "--budget"))
+    examples = said.split("Typical use:")[1].split("╭")[0].replace("\\", "")
+    assert examples.split()[:6] == ["gistselect", "run", "--model", "./model", "--pool", "pool.jsonl"]
+    assert all(len(line.rstrip()) < 80 for line in examples.split("\n"))
+
+
+@pytest.mark.parametrize("back", [["--sketch", "none"], ["--no-energy-weighting"]])
+def test_an_option_can_be_taken_back(arguments: list[str], tmp_path: Path, back: list[str]) -> None:
+    main([*arguments, "--until", "ingest", "--sketch", "8", "--energy-weighting"])
+    main(["run", "--output", str(tmp_path / "out"), "--until", "ingest", *back])
+    stored = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
+    assert stored.get("sketch") is None if "--sketch" in back else stored["energy_weighting"] is False
+    assert "until" not in stored
+
+
 def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Path) -> None:
     output = tmp_path / "adapter"
     main(

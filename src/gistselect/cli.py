@@ -24,8 +24,10 @@ EXAMPLES = """
 Typical use:
 
     gistselect demo
-    gistselect run --model Qwen/Qwen2.5-0.5B --pool data/train/processed --target gsm8k --data-dir data --output runs/a
-    gistselect run --model ./model --pool pool.jsonl --target my_task.jsonl --budget 500 --output runs/mine
+    gistselect run --model Qwen/Qwen2.5-0.5B --pool data/train/processed \\
+      --target gsm8k --data-dir data --output runs/a
+    gistselect run --model ./model --pool pool.jsonl --target mine.jsonl \\
+      --budget 500 --output runs/mine
     gistselect select --output runs/mine --budget 10%
     gistselect spectrum runs/mine
 """
@@ -63,7 +65,17 @@ def run(*, config: RunConfig) -> None:
     """Select from a pool for a target: warm-up, gradients, scores, selection, and with --evaluate the proof.
 
     Every option can stand in a YAML file given with --config; flags come on top. Options that are not given are
-    read from run.yaml in the output folder, if it is there.
+    read from run.yaml in the output folder, if it is there; `none` takes one back.
+
+    Typical use:
+
+        gistselect run --model ./model --pool pool.jsonl --target mine.jsonl \\
+          --budget 5% --output runs/mine
+        gistselect run --pool pool.jsonl --target mine.jsonl \\
+          --representation bm25 --output runs/cheap
+        gistselect run --model ./model --pool pool.jsonl --target gsm8k \\
+          --data-dir data --representation gist less bm25 --evaluate \\
+          --output runs/all
     """
     _run(config)
 

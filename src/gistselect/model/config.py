@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict
+
+from gistselect.groups import MODEL
 
 
 class ModelSettings(BaseModel):
@@ -12,15 +15,15 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
-    revision: str | None = None
+    revision: Annotated[str | None, Parameter(group=MODEL)] = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(group=MODEL)] = "auto"
     """Number format of weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
-    device: str = "auto"
+    device: Annotated[str, Parameter(group=MODEL)] = "auto"
     """cpu, cuda, cuda:1, …; auto takes the first GPU if there is one."""
-    quantization: Literal["none", "8bit", "4bit"] = "none"
+    quantization: Annotated[Literal["none", "8bit", "4bit"], Parameter(group=MODEL)] = "none"
     """Hold the base weights in 8 or 4 bits (needs bitsandbytes: the extra `quant`)."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Parameter(group=MODEL)] = False
     """Run Python code that comes with a hub model. Only for models whose code you have read."""
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from cyclopts import Parameter
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gistselect.errors import DataError
+from gistselect.groups import METHOD
 from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
@@ -44,16 +46,16 @@ class GistOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    rank: int | float = 0.95
+    rank: Annotated[int | float, Parameter(group=METHOD)] = 0.95
     """Subspace rank (a whole number) or the share of query-gradient variance to keep (0 to 1]."""
-    rtol: float = Field(default=1e-3, gt=0, lt=1)
+    rtol: Annotated[float, Parameter(group=METHOD)] = Field(default=1e-3, gt=0, lt=1)
     """Directions with a singular value below this share of the largest are rounding noise and dropped."""
-    sketch: int | None = Field(default=None, ge=1)
+    sketch: Annotated[int | None, Parameter(group=METHOD)] = Field(default=None, ge=1)
     """For adapters whose basis does not fit in memory: project each side of every gradient matrix to this width.
     The agreement with the exact score is measured on a sample and reported."""
-    keep_sketch: bool = False
+    keep_sketch: Annotated[bool, Parameter(group=METHOD)] = False
     """Store the pool's sketches, so that a target added later needs no pass over the pool."""
-    energy_weighting: bool = False
+    energy_weighting: Annotated[bool, Parameter(group=METHOD)] = False
     """Weight scores by the square root of the captured energy: the cosine with the full gradient norm."""
 
     @model_validator(mode="after")

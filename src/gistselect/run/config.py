@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gistselect.data.config import TextOptions
 from gistselect.errors import ConfigError
 from gistselect.evaluation.config import EvaluationConfig
+from gistselect.groups import DATA, ENGINE, EVALUATION, METHOD, MODEL, RUN, WARMUP, many
 from gistselect.model.config import ModelConfig, ModelSettings
 from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.gist import GistOptions
@@ -26,19 +27,6 @@ LIVE = "<live model>"
 """Stands for a model that was given as an object, which no file can name."""
 OF_THIS_CALL = frozenset({"until", "strict", "if_busy"})
 """Options that a later command on the same folder does not inherit."""
-
-MODEL = Group("Model", sort_key=1)
-DATA = Group("Pool and target", sort_key=2)
-METHOD = Group("Method", sort_key=3)
-WARMUP = Group("Warm-up", sort_key=4)
-ENGINE = Group("Engine", sort_key=5)
-EVALUATION = Group("Evaluation", sort_key=6)
-RUN = Group("Run", sort_key=7)
-
-
-def many(group: Group) -> Parameter:
-    """A list on the command line: `--pool a b c`."""
-    return Parameter(consume_multiple=True, negative="", group=group)
 
 
 @Parameter(name="*")
@@ -70,7 +58,7 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
     representation: Annotated[tuple[str, ...], many(METHOD)] = ("gist",)
     """How rows are compared with a target: gist, less, bm25, …, each with options of its own if you like
     (less:dimension=1024). Several are computed in one pass; the first makes selected.jsonl, the others
-    methods/<name>/selected.jsonl."""
+    methods/NAME/selected.jsonl."""
 
     adapter: Annotated[Path | None, Parameter(group=WARMUP)] = None
     """PEFT adapter folder to take gradients at; skips the warm-up."""

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from gistselect.data.config import TextOptions
 from gistselect.evaluation.config import EvaluationConfig
+from gistselect.groups import DATA, EVALUATION, MODEL, RUN, WARMUP, many
 from gistselect.model.config import ModelConfig, ModelSettings
-from gistselect.run.config import DATA, EVALUATION, MODEL, RUN, WARMUP, many
 from gistselect.training.recipe import TrainingConfig
 
 
