@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.errors import ModelError
-from gistselect.model.loading import files_digest
+from gistselect.model.adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_digest,
+    adapter_settings,
+    adapter_tokenizer,
+    locate_adapter,
+    stored_shapes,
+)
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
 
+__all__ = ["AdapterConfig", "adapter_digest", "attach_adapter", "load_adapter"]
+
+log = logging.getLogger(__name__)
 ATTENTION_PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj", "o_proj"),
     ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -25,8 +39,9 @@ ATTENTION_PROJECTIONS = (
     ("attn.c_attn", "attn.c_proj"),
 )
 """Names of query, key, value and output projections, by family; the first set found in a model is taken."""
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
+ALL_LINEAR = "all-linear"
+PATTERN = re.compile(r"[*+?()\[\]{}|^$\\]")
+"""What the name of a layer never holds: with any of these, a target is a pattern of whole names."""
 
 
 class AdapterConfig(BaseModel):
@@ -41,7 +56,8 @@ class AdapterConfig(BaseModel):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout before the first factor, in training only."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the linear layers that get an adapter; by default the attention projections q, k, v, o."""
+    """Linear layers that get an adapter: ends of their names, patterns of their whole names (`.*mlp.*_proj`), or
+    `all-linear`; by default the attention projections q, k, v, o."""
     rslora: bool = False
     """Rank-stabilised scale: alpha / sqrt(rank)."""
     dora: bool = False
@@ -65,7 +81,8 @@ def attach_adapter(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules or attention_projections(language_model.model)),
+        target_modules=_targets(config.target_modules or attention_projections(language_model.model)),
+        exclude_modules=_other_towers(language_model.model),
         use_rslora=config.rslora,
         use_dora=config.dora,
         bias="none",
@@ -82,35 +99,41 @@ def attach_adapter(
 
 
 def load_adapter(
-    language_model: LanguageModel, folder: str | Path, dtype: Literal["model", "float32"] = "model"
+    language_model: LanguageModel, reference: str | Path, dtype: Literal["model", "float32"] = "model"
 ) -> LanguageModel:
-    """Put a stored PEFT adapter on the model, frozen.
+    """Put a stored PEFT adapter on the model, frozen; `reference` is its folder or a hub id.
 
-    Raises `ModelError` if the folder is not a LoRA adapter, or its shapes or base name are not of this model.
+    Names are advice, shapes are proof: another base name is a warning. Where the adapter brings embeddings of another
+    size, the model takes that size; where it brings a tokenizer, that is the tokenizer of what is returned.
+    Raises `ModelError` if this is not a LoRA adapter, or one of another model.
     """
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
-    folder = Path(folder)
-    shapes = _stored_shapes(folder)
-    _check_base(language_model.model, folder, shapes)
-    model = PeftModel.from_pretrained(language_model.model, str(folder), autocast_adapter_dtype=False)
-    if different := set(get_peft_model_state_dict(model)) ^ set(shapes):
+    folder = locate_adapter(reference)
+    settings, shapes = adapter_settings(folder), stored_shapes(folder)
+    tokenizer = adapter_tokenizer(folder)
+    model = language_model.model
+    _take_vocabulary(model, folder, shapes, 0 if tokenizer is None else len(tokenizer))
+    for name, shape in shapes.items():
+        _check_shape(model, folder, name, shape)
+    _compare_names(str(settings.get("base_model_name_or_path") or ""), str(model.name_or_path or ""), folder)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ModelError(f"PEFT cannot load the adapter {folder}: {error}") from error
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if different := {name for name in expected.keys() ^ shapes.keys() if "lora_" in name}:
         raise ModelError(
             f"{folder / WEIGHTS_FILE} and {CONFIG_FILE} do not agree, e.g. on {min(different)!r}; "
             "save the adapter again."
         )
-    cast_adapter(model, torch.float32 if dtype == "float32" else language_model.dtype)
-    return dataclasses.replace(language_model, model=model.eval())
-
-
-def adapter_digest(folder: str | Path) -> str:
-    """SHA-256 of an adapter's configuration and weights. Raises `ModelError` if one is missing."""
-    paths = [Path(folder) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    for path in paths:
-        if not path.is_file():
-            raise ModelError(f"{path} is missing: {str(folder)!r} is not a PEFT adapter folder.")
-    return files_digest(paths)
+    cast_adapter(adapted, torch.float32 if dtype == "float32" else language_model.dtype)
+    return dataclasses.replace(
+        language_model,
+        model=adapted.eval(),
+        tokenizer=language_model.tokenizer if tokenizer is None else tokenizer,
+    )
 
 
 def prepare_for_gradients(language_model: LanguageModel) -> None:
@@ -144,6 +167,28 @@ def attention_projections(model: Any) -> tuple[str, ...]:
     )
 
 
+def shared_weights(model: Any) -> set[int]:
+    """Identities of the parameters that more than one module holds, such as tied embeddings.
+
+    An update for one of these modules must not be written into them: it would change the others too.
+    """
+    holders = Counter(id(value) for module in model.modules() for value in module._parameters.values())
+    return {key for key, number in holders.items() if number > 1 and key != id(None)}
+
+
+def untie_adapted(model: Any) -> None:
+    """Give every adapted layer a weight of its own, so that merging changes no other layer with it."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    shared = shared_weights(model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and id(getattr(module.get_base_layer(), "weight", None)) in shared:
+            layer: Any = module.get_base_layer()
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+            model.get_base_model().config.tie_word_embeddings = False
+
+
 def adapter_parameters(model: Any) -> dict[str, Any]:
     """The adapter's parameters by name, in the model's order."""
     return {name: value for name, value in model.named_parameters() if "lora_" in name}
@@ -155,34 +200,54 @@ def cast_adapter(model: Any, dtype: Any) -> None:
         value.data = value.data.to(dtype)
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    adapter_digest(folder)
-    try:
-        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+def _targets(names: Sequence[str]) -> list[str] | str:
+    """Target modules as PEFT takes them: ends of names, or one pattern of whole names."""
+    if list(names) == [ALL_LINEAR]:
+        return ALL_LINEAR
+    if not any(PATTERN.search(name) for name in names):
+        return list(names)
+    return "|".join(f"(?:{name})" if PATTERN.search(name) else rf"(?:(?:.*\.)?{re.escape(name)})" for name in names)
 
 
-def _check_base(model: Any, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder} holds a {config.get('peft_type')} adapter; only LORA adapters are supported.")
-    stored, loaded = (
-        str(name or "").rstrip("/") for name in (config.get("base_model_name_or_path"), model.name_or_path)
-    )
-    if stored and loaded and Path(stored).name != Path(loaded).name:
+def _other_towers(model: Any) -> str | None:
+    """Pattern of the modules beside a language model, such as a vision tower: text gives them no gradient."""
+    import torch
+
+    names = {id(module): name for name, module in model.named_modules()}
+    kept = [
+        names.get(id(part), "") for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None
+    ]
+    if not all(kept):
+        return None
+    inside = re.compile("|".join(rf"{re.escape(name)}(?:\..*)?" for name in kept))
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return None if all(inside.fullmatch(name) for name in linear) else rf"(?!(?:{inside.pattern})$).*"
+
+
+def _take_vocabulary(model: Any, folder: Path, shapes: dict[str, tuple[int, ...]], n_tokens: int) -> None:
+    """Give the embeddings the size of those that the adapter brings, and prove that they hold its tokenizer."""
+    held = model.get_input_embeddings().num_embeddings
+    name = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    brought = next((shape[0] for key, shape in shapes.items() if key.endswith(f"{name}.weight")), held)
+    if brought != held:
+        model.resize_token_embeddings(brought, mean_resizing=False)
+    if n_tokens > brought:
         raise ModelError(
-            f"the adapter {folder} was trained on {stored!r}, the model is {loaded!r}; load that "
-            f"base, or correct base_model_name_or_path in {CONFIG_FILE} if both are the same weights."
+            f"the adapter {folder} comes with a tokenizer of {n_tokens} tokens, but the model embeds {brought} and the "
+            "adapter brings no embeddings for the rest; give the model that it was trained on, resized."
         )
-    for name, shape in shapes.items():
-        _check_shape(model, folder, name, shape)
+
+
+def _compare_names(stored: str, loaded: str, folder: Path) -> None:
+    stored, loaded = stored.rstrip("/"), loaded.rstrip("/")
+    if stored and loaded and Path(stored).name != Path(loaded).name:
+        log.warning(
+            "the adapter %s says that it was trained on %r, the model is %r. Its shapes fit; make sure that both are "
+            "the same weights.",
+            folder,
+            stored,
+            loaded,
+        )
 
 
 def _check_shape(model: Any, folder: Path, name: str, shape: tuple[int, ...]) -> None:

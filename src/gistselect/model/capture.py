@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gistselect.model.adapters import adapter_parameters
+from gistselect.model.adapters import adapter_parameters, shared_weights
 from gistselect.model.factors import ParameterBlock
 
 
@@ -25,6 +25,7 @@ class LoraCapture:
     def __init__(self, model: Any) -> None:
         """Raises nothing: ask `obstacle` first whether the model can be captured."""
         self.layers = list(lora_layers(model))
+        self.shared = shared_weights(model)
         self.blocks = [
             ParameterBlock(f"{name}.lora_{factor}.{adapter}.weight", tuple(weight.shape))
             for name, layer, adapter in self.layers
@@ -59,7 +60,7 @@ class LoraCapture:
         """
         with ExitStack() as stack:
             for index, (_, layer, adapter) in enumerate(self.layers):
-                merged = _is_mergeable(layer)
+                merged = _is_mergeable(layer) and id(layer.base_layer.weight) not in self.shared
                 if merged:
                     stack.enter_context(_merged(layer, adapter))
                 forward = self._forward(index, layer, adapter, _MergedTap if merged else _LoraUpdate)

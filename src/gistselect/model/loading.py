@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,6 @@ def load_model(config: ModelConfig) -> LanguageModel:
     it is quantized, by option or as stored, and bitsandbytes is not installed.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from gistselect.model.quantized import compute_in, keep_differentiable, placement
 
@@ -52,7 +51,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     dtype = resolve_dtype(config.dtype, device)
     placed = placement(config, stored_quantization(config), dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _auto_class(config).from_pretrained(
             config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
         )
     except (OSError, ValueError, ImportError) as error:
@@ -66,18 +65,28 @@ def load_model(config: ModelConfig) -> LanguageModel:
     return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer alone. A missing pad token is replaced by an existing token: no vocabulary changes.
+def load_tokenizer(config: ModelConfig, adapter: str | Path | None = None) -> Any:
+    """Load the tokenizer alone: the one that came with the adapter, if one did. A missing pad token is replaced by an
+    existing token: no vocabulary changes.
 
     Raises `ModelError` if the folder or its tokenizer is missing.
     """
     from transformers import AutoTokenizer
 
+    from gistselect.model.adapter_files import adapter_tokenizer
+
+    if adapter is not None and (own := adapter_tokenizer(adapter)) is not None:
+        return own
     _check_files(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path, **_source(config))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer of {config.path!r}: {error}") from error
+    return with_pad_token(tokenizer)
+
+
+def with_pad_token(tokenizer: Any) -> Any:
+    """The tokenizer itself; a missing pad token is replaced by an existing token."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -85,12 +94,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def stored_quantization(config: ModelConfig) -> dict[str, Any] | None:
     """The `quantization_config` that the model is stored with, or None for one in full precision."""
-    _check_files(config)
-    path = _file(config, "config.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    return _settings(config).get("quantization_config")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -127,12 +131,13 @@ def resolved_precision(config: ModelSettings) -> dict[str, str]:
 
 
 def model_digest(config: ModelConfig) -> str:
-    """SHA-256 that changes with the model: of its configuration and weight files, or of its hub commit."""
+    """SHA-256 that changes with the model: of its configuration, weight and code files, or of its hub commit."""
     _check_files(config)
     folder = Path(config.path)
     if not folder.is_dir():
         return hashlib.sha256(f"{config.path}@{_file(config, 'config.json').parent.name}".encode()).hexdigest()
-    return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+    code = sorted(folder.glob("*.py")) if config.trust_remote_code else []
+    return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors*")), *code])
 
 
 def weights_digest(model: Any) -> str:
@@ -162,14 +167,20 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def files_digest(paths: list[Path]) -> str:
-    """SHA-256 over the names and contents of files, read in pieces."""
+    """SHA-256 over the names and contents of files. A file that has not changed is read once a process."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                digest.update(piece)
+        state = path.stat()
+        content = _content_digest(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ino)
+        digest.update(f"{path.name}\0{state.st_size}\0{content}\0".encode())
     return digest.hexdigest()
+
+
+@cache
+def _content_digest(path: Path, *state: int) -> str:
+    """`state` makes a file that was written anew another one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _source(config: ModelConfig) -> dict[str, Any]:
@@ -184,6 +195,13 @@ def _check_files(config: ModelConfig) -> None:
         if not HUB_ID.fullmatch(config.path):
             raise ModelError(f"there is no model folder {config.path!r}, and it is not a hub id such as 'owner/name'.")
         return
+    if (folder / "adapter_config.json").is_file():
+        _refuse_adapter(folder)
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("pytorch_model*.bin")):
+        raise ModelError(
+            f"the weights in {config.path!r} are pickled (pytorch_model.bin), which is not read; convert them once: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder) writes model.safetensors."
+        )
     needed = {
         "config.json": [folder / "config.json"],
         "weights (*.safetensors)": list(folder.glob("*.safetensors")),
@@ -193,6 +211,52 @@ def _check_files(config: ModelConfig) -> None:
         if not any(path.is_file() for path in candidates):
             hint = "copy the tokenizer of the base model into it" if "tokenizer" in name else "save the whole model"
             raise ModelError(f"the model folder {config.path!r} lacks {name}; {hint} with save_pretrained.")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """transformers takes a folder with an adapter for that adapter on its own base, whatever else is in it."""
+    if (folder / "config.json").is_file():
+        raise ModelError(
+            f"{str(folder)!r} holds a model and an adapter_config.json; move the adapter's files to their own folder."
+        )
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise ModelError(f"{folder / 'adapter_config.json'} is not JSON: {error}") from error
+    raise ModelError(
+        f"{str(folder)!r} is an adapter, not a model: give its base as the model (it names {base!r}) and this folder "
+        "as the adapter (--adapter)."
+    )
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """The model's config.json."""
+    _check_files(config)
+    path = _file(config, "config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def _auto_class(config: ModelConfig) -> Any:
+    """What loads the model: a vision-language model is used as its language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    settings = _settings(config)
+    kind = settings.get("model_type")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in settings:
+        return AutoModelForCausalLM
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    raise ModelError(
+        f"{config.path!r} is a {kind!r} model, which is no language model that this transformers release knows; use a "
+        "causal language model, or a newer transformers."
+    )
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:

@@ -127,7 +127,8 @@ class _Planner:
         from gistselect.data.templates import load_template
         from gistselect.model.loading import load_tokenizer
 
-        tokenizer = self.live.tokenizer if self.live else load_tokenizer(self.config.source)
+        given = next(iter(self.config.adapter_folders), None)
+        tokenizer = self.live.tokenizer if self.live else load_tokenizer(self.config.source, given)
         template = load_template(self.config.template, tokenizer)
         return Encoder(template=template, tokenizer=tokenizer, max_length=self.config.max_length)
 

@@ -78,11 +78,12 @@ def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> Non
 
     Raises what `check_mergeable` raises.
     """
-    from gistselect.model.adapters import load_adapter
+    from gistselect.model.adapters import load_adapter, untie_adapted
     from gistselect.model.loading import load_model
 
     check_mergeable(model_config)
     language_model = load_adapter(load_model(model_config), adapter)
+    untie_adapted(language_model.model)
     merged: Any = language_model.model
     with replacing_folder(output) as part:
         merged.merge_and_unload().save_pretrained(part)
