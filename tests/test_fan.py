@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gistselect.errors import ArtifactMismatchError
+from gistselect.errors import ArtifactMismatchError, ModelError
 from gistselect.model.basis import Basis
+from gistselect.model.batches import trimmed_lengths
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.gradients import GradientEngine
 from gistselect.model.sinks import Collector, DenseSink, ProjectionSink, SketchSink
@@ -116,3 +117,52 @@ def test_a_sink_of_another_adapter_is_refused() -> None:
     basis = engine.basis(ROWS, np.eye(len(ROWS)))
     with pytest.raises(ArtifactMismatchError, match="another adapter"):
         GradientEngine(reference("gpt-neox")[0]).collect(ROWS, [DenseSink(), ProjectionSink(basis)])
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["gradients wait", "several passes"])
+@pytest.mark.parametrize("columns", [1.01, 2.5, 4, 100])
+def test_a_basis_larger_than_its_budget_gives_the_same_features(
+    monkeypatch: pytest.MonkeyPatch, columns: float, waits: bool
+) -> None:
+    adapted, *_ = reference("llama")
+    plain = GradientEngine(adapted)
+    expected = [ProjectionSink(basis) for basis in bases(plain)]
+    whole = plain.collect(ROWS, expected)
+    p_bytes = 4 * sum(block.size for block in plain.parameters) / 1e9
+    told: list[int] = []
+    memory = {"basis_memory_gb": columns * p_bytes, "gradient_memory_gb": 2.0 if waits else 3 * p_bytes}
+    engine = GradientEngine(adapted, EngineConfig.model_validate(memory), told.append)
+    sent: list[int] = []
+    original = Basis.columns
+    monkeypatch.setattr(
+        Basis, "columns", lambda basis, part: sent.append(part.stop - part.start) or original(basis, part)
+    )
+    found = [*(ProjectionSink(basis) for basis in bases(plain)), SketchSink(SketchConfig(dimension=3, seed=0))]
+    told.clear()
+    measured = engine.collect(ROWS, found)
+    n_passes, rest = divmod(sum(told), int(trimmed_lengths(ROWS).sum()))
+    assert rest == 0
+    assert (n_passes == 1) == (waits or columns >= 10)
+    assert n_passes >= 10 / columns or waits
+    assert sum(sent) in (0, 10)
+    for one, other in zip(found, expected, strict=False):
+        np.testing.assert_allclose(one.result(), other.result(), rtol=1e-5, atol=1e-6 * np.abs(other.result()).max())
+    np.testing.assert_allclose(measured.gradient_norm, whole.gradient_norm, rtol=1e-5)
+
+
+def test_a_budget_for_not_even_one_direction_names_the_remedy() -> None:
+    adapted, *_ = reference("llama")
+    engine = GradientEngine(adapted, EngineConfig(basis_memory_gb=1e-9))
+    with pytest.raises(ModelError, match="basis_memory_gb allows 1e-09; raise it"):
+        engine.collect(ROWS, [ProjectionSink(bases(engine)[0])])
+
+
+def test_a_basis_that_does_not_fit_beside_the_model_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(basis: Basis, device: torch.device) -> Basis:
+        raise torch.OutOfMemoryError("simulated")
+
+    engine = GradientEngine(reference("llama")[0])
+    basis = bases(engine)[0]
+    monkeypatch.setattr(Basis, "to", full)
+    with pytest.raises(ModelError, match=r"set a smaller basis_memory_gb"):
+        engine.collect(ROWS, [ProjectionSink(basis)])

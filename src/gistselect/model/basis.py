@@ -29,6 +29,11 @@ class Basis:
     def n_bytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
 
+    @property
+    def largest_column(self) -> int:
+        """Bytes of one column of the largest block."""
+        return max(block.shape[0] * block.itemsize for block in self.blocks)
+
     def dense(self) -> Tensor:
         """The whole basis (p, r), in float32."""
         return torch.cat([block.float() for block in self.blocks])

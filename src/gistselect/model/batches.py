@@ -83,6 +83,11 @@ def trimmed_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
     return lengths
 
 
+def whole_lengths(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """(n,) all tokens of each example."""
+    return np.array([example.n_tokens for example in examples], dtype=np.int64)
+
+
 def plan_batches(lengths: NDArray[np.int64], batch_tokens: int, layout: Layout) -> Iterator[NDArray[np.int64]]:
     """Rows of each batch, longest first, so that running out of memory shows at once.
 

@@ -26,6 +26,9 @@ class EngineConfig(BaseModel):
     `auto` takes hooks wherever the adapter is plain LoRA."""
     gradient_memory_gb: float = Field(default=2.0, gt=0)
     """Gradients held at a time, in GB; more queries than fit take one pass per group of parameters."""
+    basis_memory_gb: float | None = Field(default=None, gt=0)
+    """Bases held on the device at a time, in GB; larger ones are projected piece by piece. By default half of what
+    the model leaves free on a GPU, and no limit on a CPU."""
     basis_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format in which a basis is stored; it is always accumulated in float32. `auto` is bfloat16 for a
     bfloat16 model on CUDA, where it takes half the memory and a tenth of the time, and float32 elsewhere."""

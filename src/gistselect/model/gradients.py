@@ -18,6 +18,7 @@ from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
 from gistselect.model.basis import Basis
 from gistselect.model.batches import Batch, trimmed_lengths
 from gistselect.model.capture import LoraCapture, checkpointed_layers
+from gistselect.model.columns import ColumnPass, column_passes
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.factors import ParameterBlock
 from gistselect.model.fan import Fan
@@ -107,6 +108,7 @@ class GradientEngine:
         )
         packing = "single" if self._capture is None else self.config.packing
         self.forward = Forward(language_model, packing, self.config.batch_tokens, within=self._capturing)
+        self._basis_bytes = _basis_bytes(self.config, self.device)
         log.info("gradient engine: %s", self.mode)
 
     def collect(self, examples: Sequence[Example], sinks: Sequence[Collector]) -> Measured:
@@ -116,7 +118,9 @@ class GradientEngine:
         `ArtifactMismatchError` for a sink of another adapter.
         """
         norm = NormSink()
-        loss, n_supervised = self._pass(examples, [norm, *sinks])
+        passes = column_passes(sinks, len(examples), self.site)
+        measured = [self._column_pass(examples, norm, one) for one in passes]
+        loss, n_supervised = measured[0]
         return Measured(
             loss=loss.cpu().numpy(), n_supervised=n_supervised, gradient_norm=norm.values.sqrt().flatten().cpu().numpy()
         )
@@ -248,7 +252,19 @@ class GradientEngine:
             gradient_dtype=torch.bfloat16 if self.basis_dtype == torch.bfloat16 else self.dtype,
             device=self.device,
             gradient_bytes=self.config.gradient_memory_gb * 1e9,
+            basis_bytes=self._basis_bytes,
         )
+
+    def _column_pass(
+        self, examples: Sequence[Example], norm: NormSink, one: ColumnPass
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        parts = [ProjectionSink(sink.basis.columns(columns)) for sink, columns in one.parts]
+        measured = self._pass(examples, [norm, *one.sinks, *parts])
+        for (sink, columns), part in zip(one.parts, parts, strict=True):
+            if columns.start == 0:
+                sink.reserve(len(examples), self.site)
+            sink.values[:, columns] = part.values
+        return measured
 
     def _pass(self, examples: Sequence[Example], sinks: Sequence[Sink]) -> tuple[Tensor, NDArray[np.int64]]:
         """Send the gradients of all examples to sinks: losses (n,) on the device, label counts (n,).
@@ -303,6 +319,16 @@ class GradientEngine:
             finally:
                 self._capture.take = None
         losses[batch.rows] = batch_losses.detach()
+
+
+def _basis_bytes(config: EngineConfig, device: torch.device) -> float | None:
+    """Memory for bases; of what is free now, before there is any, the other half is left to activations."""
+    if config.basis_memory_gb is not None:
+        return config.basis_memory_gb * 1e9
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) / 2
 
 
 def _as_matrix(value: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class Site:
     device: torch.device
     gradient_bytes: float
     """Memory in which gradients may wait."""
+    basis_bytes: float | None
+    """Memory of the device that bases may take together; None: without limit."""
 
     @property
     def n_parameters(self) -> int:
@@ -189,24 +191,40 @@ class ProjectionSink(GatheringCollector):
 
     def __init__(self, basis: Basis) -> None:
         self.basis = basis
+        self.piece_bytes: float | None = None
+        """If the basis stays where it is and visits the device in pieces, how large they may be."""
 
     def start(self, n: int, site: Site) -> None:
-        """Raises `ArtifactMismatchError` if the basis was fitted on another adapter."""
+        """Raises `ArtifactMismatchError` for a basis of another adapter, `ModelError` for one that is too large."""
         self.basis.check(site.blocks)
-        try:
-            self.basis = self.basis.to(site.device)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"a basis of {self.basis.n_bytes / 1e9:.1f} GB does not fit on {site.device}; use a smaller rank, "
-                "basis_dtype='bfloat16' or a sketch."
-            ) from error
+        if self.piece_bytes is None:
+            self.basis = self._sent(site.device)
         self.blocks, self.precise = range(len(site.blocks)), site.dtype
         self.dtype = torch.bfloat16 if self.basis.blocks[0].dtype == torch.bfloat16 else site.dtype
-        self.rows_wanted = site.held_rows
+        self.rows_wanted = site.held_rows if self.piece_bytes is None else n
+        self.reserve(n, site)
+
+    def reserve(self, n: int, site: Site) -> None:
+        """Make room for the result."""
         self.values = torch.zeros(n, self.basis.rank, dtype=site.dtype, device=site.device)
 
     def take(self, block: int, gradients: Tensor, rows: Tensor) -> None:
-        self.values[rows] += product(gradients, self.basis.blocks[block], self.precise)
+        basis = self.basis.blocks[block]
+        if self.piece_bytes is None:
+            self.values[rows] += product(gradients, basis, self.precise)
+            return
+        width = max(1, int(self.piece_bytes // (basis.shape[0] * basis.itemsize)))
+        pieces = [product(gradients, part.to(gradients.device), self.precise) for part in basis.split(width, dim=1)]
+        self.values[rows] += torch.cat(pieces, dim=1)
+
+    def _sent(self, device: torch.device) -> Basis:
+        try:
+            return self.basis.to(device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"a basis of {self.basis.n_bytes / 1e9:.1f} GB does not fit on {device} beside the model; set a "
+                "smaller basis_memory_gb, and it is projected piece by piece."
+            ) from error
 
 
 class SketchSink(Collector):
