@@ -184,9 +184,9 @@ Apache-2.0 or MIT:
 
 `p3` is the largest source and fills up what the others leave of the token budget, with the rows whose hash is
 smallest. All rows are read in one shuffled order; `p3` is {smallest_share:.0%} to {largest_share:.0%} of the
-rows in each tenth of it. Its loss is the highest of the large sources (validation {p3_loss:.2f}). Terms beyond the
-repository licence: `p3` holds text of many public data sets, each with its own; `alpaca_*` and `gpteacher_*` were
-generated with OpenAI models, whose terms apply upstream.
+rows in each tenth of it, and its validation loss is {p3_loss:.2f}. Terms beyond the repository licence: `p3`
+holds text of many public data sets, each with its own; `alpaca_*` and `gpteacher_*` were generated with OpenAI
+models, whose terms apply upstream.
 
 Held out, by id and by text: {held_out}.
 {evaluation_rows} rows outside these held a GSM8K or BBH question. *Mathematics* means the sources and tasks named in
