@@ -6,7 +6,8 @@ from typing import Annotated
 
 import cyclopts
 
-from gistselect.run.bench import BenchConfig, bench, format_table
+from gistselect.bench.config import BenchConfig
+from gistselect.bench.measure import bench, format_table
 
 app = cyclopts.App(help=__doc__)
 

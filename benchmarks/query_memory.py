@@ -15,9 +15,12 @@ from typing import Annotated
 import cyclopts
 import numpy as np
 
+from gistselect.bench.arms import random_examples, random_model
+from gistselect.bench.config import BenchConfig
+from gistselect.bench.measure import peak_bytes
+from gistselect.bench.shapes import Shape
 from gistselect.linalg.subspace import factor_gram
 from gistselect.model.gradients import Basis, EngineConfig, GradientEngine
-from gistselect.run.bench import BenchConfig, Shape, peak_bytes, random_examples, random_model
 
 app = cyclopts.App(help=__doc__)
 

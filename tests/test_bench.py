@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from gistselect.bench import arms as module
+from gistselect.bench import measure
+from gistselect.bench.config import BenchConfig
+from gistselect.bench.measure import Arm, BenchResult, bench, format_table
 from gistselect.errors import DataError
 from gistselect.model.forward import Forward
 from gistselect.model.gradients import EngineConfig, GradientEngine
-from gistselect.run import bench as module
-from gistselect.run.bench import Arm, BenchConfig, BenchResult, bench, format_table
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     monkeypatch.setitem(module.SHAPES, "llama-17m", {**module.SHAPES["llama-17m"], **small, **heads})
-    monkeypatch.setattr(module, "_peak_flops", lambda language_model: 1e9)
+    monkeypatch.setattr(measure, "_peak_flops", lambda language_model: 1e9)
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_floor_two_passes_over_budgets_that_do_not_fit(
         original(engine, examples, batch_tokens)
 
     monkeypatch.setattr(module, "ordinary_steps", with_little_memory)
-    assert module._fastest_padding(engine, module.random_examples(config), told.append) <= 30
+    assert module.fastest_padding(engine, module.random_examples(config), told.append) <= 30
     assert sum("do not fit" in line for line in told) == 2
 
 

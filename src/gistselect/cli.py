@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gistselect import __version__
+from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
-from gistselect.run.bench import BenchConfig
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
@@ -221,7 +221,7 @@ def spectrum(folder: Path) -> None:
 @app.command
 def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) -> None:
     """Time the gradient engine against the published loop and against plain backward passes, in one interleaved run."""
-    from gistselect.run.bench import bench, format_table
+    from gistselect.bench.measure import bench, format_table
     from gistselect.run.progress import Reporter
 
     _quiet_libraries()
