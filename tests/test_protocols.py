@@ -190,18 +190,19 @@ def test_the_digest_is_that_of_the_content(less_folder: Path, tmp_path: Path, mo
     own = tmp_path / "mine.jsonl"
     own.write_text('{"prompt": "a", "completion": "b"}\n')
     names = ["mmlu", "gsm8k", "hellaswag", str(own)]
-    found = [tasks_digest(names, less_folder)]
+    found = [tasks_digest(names, less_folder, template="a")]
     less_folder = less_folder.rename(tmp_path / "moved")
-    assert tasks_digest(names, less_folder) == found[0]
+    assert tasks_digest(names, less_folder, template="a") == found[0]
     for path in ("gsm8k/test.jsonl", "gsm8k/target.jsonl", "mmlu/dev/anatomy_dev.csv"):
         file = less_folder / "eval" / path
         file.write_bytes(file.read_bytes().replace(b"q", b"Q").replace(b"how", b"How"))
-        found.append(tasks_digest(names, less_folder))
+        found.append(tasks_digest(names, less_folder, template="a"))
     own.write_text('{"prompt": "a", "completion": "c"}\n')
-    found.append(tasks_digest(names, less_folder))
-    found.append(tasks_digest(["mmlu", "gsm8k", "arc_easy", str(own)], less_folder))
+    found.append(tasks_digest(names, less_folder, template="a"))
+    found.append(tasks_digest(["mmlu", "gsm8k", "arc_easy", str(own)], less_folder, template="a"))
+    found.append(tasks_digest(names, less_folder, template="b"))
     monkeypatch.setattr(catalog, "version", lambda package: "0.0")
-    found.append(tasks_digest(names, less_folder))
+    found.append(tasks_digest(names, less_folder, template="a"))
     assert len(set(found)) == len(found)
 
 

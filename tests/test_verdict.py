@@ -32,13 +32,13 @@ def test_group_means_count_equally() -> None:
 @pytest.mark.parametrize(("n_gist", "n_random"), [(3, 3), (1, 3), (2, 5)])
 def test_null_cases_are_rarely_called_different(n_gist: int, n_random: int, seed_spread: float) -> None:
     rng = np.random.default_rng(7)
-    trials, wrong = 400, 0
+    trials, wrong = 200, 0
     for _ in range(trials):
         item = rng.normal(4, 1, 60)
         first, second = (
             item + rng.normal(0, seed_spread, (n, 1)) + rng.normal(0, 0.2, (n, 60)) for n in (n_gist, n_random)
         )
-        one = difference_of_runs(first, second, draws=400, rng=rng)
+        one = difference_of_runs(first, second, draws=300, rng=rng)
         wrong += not one.low <= 0 <= one.high
     assert wrong / trials < 0.10
 

@@ -94,15 +94,15 @@ def choose(names: Sequence[str]) -> Chosen:
     return Chosen(protocols=tuple(name for name in names if name in PROTOCOLS), own=own, others=others)
 
 
-def tasks_digest(names: Sequence[str], data_dir: Path | None) -> str:
-    """SHA-256 of what an evaluation asks: every byte of the files it reads, and lm-eval's version.
+def tasks_digest(names: Sequence[str], data_dir: Path | None, *, template: str) -> str:
+    """SHA-256 of what an evaluation asks: every byte of the files it reads, lm-eval's version, the template's digest.
 
     Data sets of the hub and tasks of lm-eval enter by name. Raises as `choose` does, and `DataError` for a missing
     file, and `MissingDependencyError` without lm-eval.
     """
     require_lm_eval()
     chosen = choose(names)
-    content = hashlib.sha256(json.dumps([version("lm_eval"), chosen.protocols, chosen.others]).encode())
+    content = hashlib.sha256(json.dumps([version("lm_eval"), template, chosen.protocols, chosen.others]).encode())
     for name in chosen.protocols:
         content.update((TASK_FILES / f"{name}.yaml").read_bytes())
         for path in PROTOCOLS[name](data_dir).files():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gistselect.data.templates import load_template
 from gistselect.evaluation.catalog import task_facts, tasks_digest
 from gistselect.evaluation.config import EvaluationConfig
 from gistselect.evaluation.prompts import check_tasks, context_length, read_questions
@@ -53,6 +54,13 @@ class Compare:
 
     def run(self, reporter: Reporter, output: Path) -> None:
         """Train every arm, and measure all if that was asked for; writes comparison.json into `output`."""
+        for target in self.heldout:
+            if target.rejected:
+                first = target.rejected[0]
+                reporter.say(
+                    f"{len(target.rejected)} held-out items of {target.queries.target} are left out of every arm, "
+                    f"e.g. {first.id!r}: {first.reason}"
+                )
         trained: list[tuple[str, str, Path | None, str | None]] = [(BEFORE, BEFORE, None, None)]
         for arm in self.arms:
             adapter = arm.trained(self.recipe, reporter)
@@ -156,6 +164,7 @@ def plan_comparison(
     first = next(iter(selections))
     evaluated = config.evaluate_tasks if evaluate else ()
     evaluation = config.evaluation.resolved(template=config.template, seed=config.seed)
+    tasks_key = None
     if evaluated:
         # Before any training: an item that cannot be asked must not be found out after the last one.
         check_tasks(evaluated, config.data_dir)
@@ -166,6 +175,8 @@ def plan_comparison(
             tokenizer=encoder.tokenizer,
             context=context_length(config.source),
         )
+        template = load_template(str(evaluation.template), encoder.tokenizer)
+        tasks_key = tasks_digest(evaluated, config.data_dir, template=template.digest)
     return Compare(
         recipe=recipe,
         arms=tuple(
@@ -180,7 +191,7 @@ def plan_comparison(
         heldout=tuple(heldout_items(tasks, config.heldout_items, config.seed, encoder)) if evaluate else (),
         tasks=tuple(evaluated),
         data_dir=config.data_dir,
-        tasks_key=tasks_digest(evaluated, config.data_dir) if evaluated else None,
+        tasks_key=tasks_key,
         evaluation=evaluation,
         seed=config.seed,
     )

@@ -101,9 +101,16 @@ def queries(tasks: Sequence[Task], most: int | None, seed: int, encoder: Encoder
 def heldout_items(tasks: Sequence[Task], most: int, seed: int, encoder: Encoder) -> list[Target]:
     """At most `most` held-out items of each group of every target (a seeded sample).
 
-    Raises `ConfigError` if a target has none.
+    Raises `ConfigError` if a target has none, `DataError` if none of them fits the context.
     """
-    return [_target(task.name, sample_groups(heldout_records(task), most, seed), encoder) for task in tasks]
+    found = [_target(task.name, sample_groups(heldout_records(task), most, seed), encoder) for task in tasks]
+    for one in found:
+        if not one.queries.examples:
+            raise DataError(
+                f"target {one.queries.target!r}: none of its {len(one.rejected)} held-out items has a loss; the first: "
+                f"{one.rejected[0].reason}"
+            )
+    return found
 
 
 def _target(name: str, records: Sequence[Record], encoder: Encoder | None) -> Target:
