@@ -28,9 +28,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "top_k": "gistselect.selection.orders:top_k",
     },
     "export": {
-        "trl": "gistselect.export:to_trl",
-        "axolotl": "gistselect.export:to_axolotl",
-        "llamafactory": "gistselect.export:to_llamafactory",
+        "trl": "gistselect.export.trl:to_trl",
+        "axolotl": "gistselect.export.axolotl:to_axolotl",
+        "llamafactory": "gistselect.export.llamafactory:to_llamafactory",
     },
 }
 

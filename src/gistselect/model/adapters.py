@@ -200,6 +200,20 @@ def cast_adapter(model: Any, dtype: Any) -> None:
         value.data = value.data.to(dtype)
 
 
+def lora_targets(config: AdapterConfig, model: Any) -> list[str] | str:
+    """The adapter's layers in a model, as one value: ends of names, a pattern of whole names, or `all-linear`.
+
+    Where the model has other towers beside the language model, a pattern leaves them out.
+    """
+    targets = _targets(config.target_modules or attention_projections(model))
+    others = _other_towers(model)
+    if others is None or targets == ALL_LINEAR:
+        return targets
+    if isinstance(targets, list):
+        targets = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in targets)
+    return rf"(?!(?:{others})$)(?:{targets})"
+
+
 def _targets(names: Sequence[str]) -> list[str] | str:
     """Target modules as PEFT takes them: ends of names, or one pattern of whole names."""
     if list(names) == [ALL_LINEAR]:

@@ -65,6 +65,20 @@ def load_model(config: ModelConfig) -> LanguageModel:
     return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
 
 
+def model_skeleton(config: ModelConfig) -> Any:
+    """The model's modules with their names and shapes, but no weight. Raises `ModelError` if it is not there."""
+    import torch
+    from transformers import AutoConfig
+
+    auto = _auto_class(config)
+    try:
+        settings = AutoConfig.from_pretrained(config.path, **_source(config))
+        with torch.device("meta"):
+            return auto.from_config(settings, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot read the layers of {config.path!r}: {error}") from error
+
+
 def load_tokenizer(config: ModelConfig, adapter: str | Path | None = None) -> Any:
     """Load the tokenizer alone: the one that came with the adapter, if one did. A missing pad token is replaced by an
     existing token: no vocabulary changes.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gistselect import registry
 from gistselect.data.pool import open_pool, read_records
 from gistselect.data.templates import load_template
 from gistselect.data.tokens import encode
 from gistselect.errors import ConfigError, DataError
 from gistselect.evaluation.session import evaluate
-from gistselect.export import ExportJob
+from gistselect.export.job import ExportJob, export
 from gistselect.files import replacing, write_json_lines
 from gistselect.model.loading import load_tokenizer
 from gistselect.report.charts import Line, line_chart
@@ -97,15 +96,13 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     rows = read_records(folder / "selected.jsonl", options)
     if broken := [row for row in rows if isinstance(row, Rejected)]:
         raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
-    if config.template not in ("tulu", "model"):
-        raise ConfigError(f"--template {config.template} cannot be handed on; export knows tulu and model.")
     job = ExportJob(
         records=[row for row in rows if isinstance(row, Record)],
         output=output,
-        model=config.source.path,
+        model=config.source,
         config=config.finetune,
         max_length=config.max_length,
         template=config.template,
         seed=config.seed,
     )
-    return registry.resolve("export", tool)(job)
+    return export(tool, job)
