@@ -52,6 +52,7 @@ def test_arms_are_measured_as_the_run_reads_text_and_averaged_by_one_rule(
     said = capsys.readouterr()
     assert "1 held-out items of mine are left out of every arm" in said.out + said.err
     found = [json.loads(path.read_text()) for path in (tmp_path / "out" / "artifacts").rglob("results.json")]
+    assert [one["adapter"] is None for one in found].count(True) == 1, "every trained model says its adapter"
     assert len(found) == 3
     compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
     (rows,) = [one["rows"] for one in compared if one["task"] == "asked"]

@@ -131,8 +131,8 @@ class Compare:
             reporter.say(f"Evaluating {name}.")
             with reporter.steps("items") as progress:
                 evaluate(
-                    _model(self.recipe, adapter),
-                    None,
+                    self.recipe.model,
+                    adapter,
                     self.tasks,
                     self.data_dir,
                     artifact / "results",
