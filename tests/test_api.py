@@ -78,12 +78,22 @@ def test_a_live_model_scores_as_its_saved_adapter(tiny_model: Path, tmp_path: Pa
     live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     live.save_pretrained(tmp_path / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    live.train()
+    live.base_model.model.lm_head.eval()
     before = {name: value.clone() for name, value in live.state_dict().items()}
+
+    def state() -> list[Any]:
+        modes = [(name, module.training) for name, module in live.named_modules()]
+        flags = [(name, value.requires_grad) for name, value in live.named_parameters()]
+        return [modes, flags, live.active_adapters, live.config._attn_implementation]
+
+    came = state()
     from_live = select(tiny_model, model=live, tokenizer=tokenizer)
     from_disk = select(tiny_model, adapter=tmp_path / "adapter")
     assert from_live.ids == from_disk.ids
     assert_allclose(from_live.scores, from_disk.scores, atol=1e-6)
     assert all(torch.equal(before[name], value) for name, value in live.state_dict().items())
+    assert state() == came
 
 
 def test_a_live_model_needs_tokenizer_and_adapter(tiny_model: Path) -> None:

@@ -23,6 +23,7 @@ from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.factors import ParameterBlock
 from gistselect.model.fan import Fan
 from gistselect.model.forward import Forward, example_means
+from gistselect.model.live import restored
 from gistselect.model.loading import LanguageModel
 from gistselect.model.sinks import (
     BasisSink,
@@ -71,7 +72,7 @@ class GradientFeatures:
 class GradientEngine:
     """Gradients d/dθ of each example's mean supervised cross-entropy, θ the adapter (METHOD section 1).
 
-    The model is put in evaluation mode and frozen; `close` (or leaving a `with` block) restores its flags.
+    The model is put in evaluation mode and frozen; `close` (or leaving a `with` block) gives it back as it came.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class GradientEngine:
         narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
         auto = torch.bfloat16 if narrow else self.dtype
         self.basis_dtype = {"auto": auto, "float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
-        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        self._training = self.model.training
+        self._given_back = ExitStack()
+        self._given_back.enter_context(restored(self.model))
         parameters = adapter_parameters(self.model)
         if not parameters:
             raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
@@ -191,10 +192,8 @@ class GradientEngine:
         )
 
     def close(self) -> None:
-        """Give the model back as it came: training mode and trainable parameters."""
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
-        self.model.train(self._training)
+        """Give the model back as it came."""
+        self._given_back.close()
 
     def __enter__(self) -> GradientEngine:
         return self

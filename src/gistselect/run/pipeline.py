@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from gistselect.run.config import RunConfig, Stage
@@ -38,7 +38,7 @@ def execute(
     Writes the files of the output contract into the run folder; see docs/architecture.md. Raises `GistSelectError`
     and its kinds, before any work for all that can be known before it.
     """
-    with locked(config.output, config.if_busy, reporter.say):
+    with locked(config.output, config.if_busy, reporter.say), _given_back(live):
         plan = make_plan(config, last or config.last_stage, live)
         if not (config.output / RUN_YAML).exists():
             remember(config)
@@ -47,6 +47,15 @@ def execute(
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
     reporter.say(f"Results are in {config.output}")
+
+
+def _given_back(live: LanguageModel | None) -> AbstractContextManager[None]:
+    """A live model is as it came after the run, however that ends."""
+    if live is None:
+        return nullcontext()
+    from gistselect.model.live import restored
+
+    return restored(live.model)
 
 
 def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock, sources: Sources) -> dict[str, Any]:
