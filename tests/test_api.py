@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -94,6 +97,57 @@ def test_a_live_model_scores_as_its_saved_adapter(tiny_model: Path, tmp_path: Pa
     assert_allclose(from_live.scores, from_disk.scores, atol=1e-6)
     assert all(torch.equal(before[name], value) for name, value in live.state_dict().items())
     assert state() == came
+
+
+@pytest.mark.parametrize("budget", [5, 10_000])
+def test_a_live_model_comes_back_as_it_was(tiny_model: Path, budget: int) -> None:
+    """Also when the selection fails: trainable parameters, training mode, attention."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).train()
+    trainable = {name: value.requires_grad for name, value in live.named_parameters()}
+    modes = {name: module.training for name, module in live.named_modules()}
+    attention = base.config._attn_implementation
+    with contextlib.suppress(gistselect.GistSelectError):
+        select(tiny_model, model=live, tokenizer=AutoTokenizer.from_pretrained(tiny_model), budget=budget)
+    assert {name: value.requires_grad for name, value in live.named_parameters()} == trainable
+    assert {name: module.training for name, module in live.named_modules()} == modes
+    assert base.config._attn_implementation == attention
+
+
+def test_another_scaling_of_a_live_adapter_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    select(tiny_model, model=live, tokenizer=tokenizer, output=tmp_path / "run")
+    for module in live.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["default"] *= 3
+    select(tiny_model, model=live, tokenizer=tokenizer, output=tmp_path / "run")
+    assert len(list((tmp_path / "run" / "artifacts").glob("fit-*"))) == 2
+
+
+def test_a_temporary_run_folder_goes_with_its_selection(tiny_model: Path, tmp_path: Path) -> None:
+    selection = select(tiny_model)
+    folder = Path(selection.output)
+    assert folder.is_dir()
+    del selection
+    gc.collect()
+    assert not folder.exists()
+    with pytest.raises(gistselect.GistSelectError):
+        select(tiny_model, budget=10_000)
+    assert list(tmp_path.glob("gistselect-*")) == []
+
+
+def test_a_selection_of_mixed_schemas_is_one_data_set() -> None:
+    rows = ({"id": 1, "meta": {"x": 1}}, {"id": "b", "meta": "none", "extra": 2.5}, {"id": None, "meta": [1, 2]})
+    selection = gistselect.Selection(
+        ids=("1", "b", "3"), scores=np.zeros(3), best_targets=("t",) * 3, rows=rows, output=""
+    )
+    assert selection.dataset.to_list() == [
+        {"id": "1", "meta": '{"x": 1}', "extra": None},
+        {"id": '"b"', "meta": '"none"', "extra": 2.5},
+        {"id": None, "meta": "[1, 2]", "extra": None},
+    ]
 
 
 def test_a_live_model_needs_tokenizer_and_adapter(tiny_model: Path) -> None:

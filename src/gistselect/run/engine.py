@@ -26,16 +26,13 @@ class Inline:
     def run(self, job: Pass, name: str, reporter: Reporter) -> None:
         """See `Engine`."""
         rows = job.source.rows
-        counts_tokens = job.source.reads != "text"
-        facts = rows.facts
-        total, unit = (facts["n_tokens"], "tokens") if counts_tokens else (facts["n_usable"], "rows")
-        with reporter.step(name, total=total, unit=unit) as step, self._sources.listening(step.advance):
-            for shard in range(rows.n_shards):
-                amount = int(rows.amounts(shard).sum())
+        amounts = rows.amounts
+        with reporter.step(name, total=sum(amounts), unit=rows.unit) as step, self._sources.listening(step.advance):
+            for shard, amount in enumerate(amounts):
                 if not job.pending(shard):
                     step.find_done(amount)
                     continue
                 end = step.done + amount
                 work(job, shard, self._sources)
                 step.reach(end)
-        complete(job, rows.n_shards)
+        complete(job, len(amounts))

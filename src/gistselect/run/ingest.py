@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from gistselect.data.pool import Pool
 from gistselect.data.stored import record_from_json, record_json
@@ -67,6 +68,8 @@ class Rows:
     """The pool's rows on disk, as records or as tokens; only one shard at a time is in memory."""
 
     artifact: Artifact
+    unit: ClassVar[str]
+    """In what the work of a pass is counted."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,19 +80,27 @@ class Rows:
     def n_shards(self) -> int:
         return self.facts["n_shards"]
 
+    @property
+    def amounts(self) -> list[int]:
+        """What a pass has to do in each shard, counted in `unit`."""
+        return self.facts[f"{self.unit}_of_shards"]
+
     def table(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """These columns of the usable rows of a shard, in pool order."""
         table = read_table(self.artifact.shard(shard), [*columns, "reason"])
         return table.filter(pc.field("reason").is_null()).drop_columns("reason")
 
-    def rejected(self, shard: int) -> list[Rejected]:
-        """The rows of a shard that cannot be used, in pool order."""
-        table = read_table(self.artifact.shard(shard), [*IDENTITY, "reason"])
-        return [Rejected(**row) for row in table.filter(pc.field("reason").is_valid()).to_pylist()]
+    def split(self, shard: int, columns: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
+        """These columns of the usable rows of a shard, and the rows that cannot be used, both in pool order."""
+        table = read_table(self.artifact.shard(shard), list(dict.fromkeys([*IDENTITY, *columns, "reason"])))
+        rejected = table.filter(pc.field("reason").is_valid()).select([*IDENTITY, "reason"]).to_pylist()
+        usable = table.filter(pc.field("reason").is_null()).select(list(columns))
+        return usable, [Rejected(**row) for row in rejected]
 
     def all_rejected(self) -> Iterator[Rejected]:
+        """Every row that cannot be used, in pool order."""
         for shard in range(self.n_shards):
-            yield from self.rejected(shard)
+            yield from self.split(shard, IDENTITY)[1]
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of every usable row of the pool, in pool order: for narrow columns only."""
@@ -99,14 +110,17 @@ class Rows:
 class RecordRows(Rows):
     """The pool's conversations."""
 
-    def amounts(self, shard: int) -> np.ndarray:
-        """(n,) ones: what a pass over text has to do is counted in rows."""
-        return np.ones(self.table(shard, ["row"]).num_rows, dtype=np.int64)
+    unit: ClassVar[str] = "rows"
 
     def records(self, shard: int) -> list[Record]:
         """The usable records of a shard, in pool order."""
-        rows = self.table(shard, [*IDENTITY, "conversation"]).to_pylist()
-        return [Record(**record_from_json(row.pop("conversation")), **row) for row in rows]
+        return self.split_records(shard)[0]
+
+    def split_records(self, shard: int) -> tuple[list[Record], list[Rejected]]:
+        """The usable records of a shard, and the rows that cannot be used, both in pool order."""
+        table, rejected = self.split(shard, [*IDENTITY, "conversation"])
+        rows = table.to_pylist()
+        return [Record(**record_from_json(row.pop("conversation")), **row) for row in rows], rejected
 
     def shards(self) -> Iterator[list[Record]]:
         """The usable records of each shard in turn."""
@@ -139,14 +153,12 @@ class RecordRows(Rows):
 class TokenRows(Rows):
     """The pool's token ids and labels."""
 
-    def amounts(self, shard: int) -> np.ndarray:
-        """(n,) tokens of each usable row: what a pass has to do."""
-        return self.table(shard, ["n_tokens"])["n_tokens"].to_numpy()
+    unit: ClassVar[str] = "tokens"
 
-    def examples(self, shard: int) -> list[Example]:
-        """The shard's examples, in pool order."""
-        table = self.table(shard, ["id", "n_cut", "input_ids", "supervised"])
-        return [
+    def examples(self, shard: int) -> tuple[NDArray[np.int64], list[Example]]:
+        """Pool rows (n,) and examples of a shard, in pool order."""
+        table = self.table(shard, ["row", "id", "n_cut", "input_ids", "supervised"])
+        examples = [
             Example(
                 id=identity,
                 input_ids=np.asarray(ids.values.to_numpy(zero_copy_only=False), dtype=np.int32),
@@ -161,15 +173,15 @@ class TokenRows(Rows):
                 strict=True,
             )
         ]
+        return table["row"].to_numpy(), examples
 
     def select(self, rows: Sequence[int]) -> list[Example]:
         """The examples of the given pool rows, in the given order. Raises `DataError` for a row without one."""
         wanted = set(rows)
         found: dict[int, Example] = {}
         for shard in sorted({row // SHARD_ROWS for row in wanted}):
-            here = self.table(shard, ["row"])["row"].to_pylist()
-            if not wanted.isdisjoint(here):
-                found |= {row: one for row, one in zip(here, self.examples(shard), strict=True) if row in wanted}
+            here, examples = self.examples(shard)
+            found |= {row: one for row, one in zip(here.tolist(), examples, strict=True) if row in wanted}
         if missing := wanted - found.keys():
             raise DataError(f"row {min(missing)} of the pool has no example to train on; select again.")
         return [found[row] for row in rows]
@@ -194,6 +206,7 @@ class ReadPool:
             return
         artifact.begin()
         totals = {"n_rows": 0, "n_usable": 0, "n_rejected": 0, "n_shards": 0}
+        usable_of_shards: list[int] = []
         with reporter.step("read the pool", total=None, unit="rows") as step:
             rows = iter(self.pool.rows())
             while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
@@ -203,10 +216,11 @@ class ReadPool:
                         columns["conversation"] = record_json(row)
                 write_table(artifact.shard(totals["n_shards"]), pa.Table.from_pylist(described, schema=RECORDS_SCHEMA))
                 n_rejected = sum(isinstance(row, Rejected) for row in batch)
+                usable_of_shards.append(len(batch) - n_rejected)
                 for name, count in zip(totals, (len(batch), len(batch) - n_rejected, n_rejected, 1), strict=True):
                     totals[name] += count
                 step.advance(len(batch))
-        artifact.complete(**totals)
+        artifact.complete(**totals, rows_of_shards=usable_of_shards)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +254,9 @@ class Tokenise:
     def _shard(self, shard: int) -> pa.Table:
         from gistselect.data.tokens import encode
 
-        source = self.records.rows
-        records = source.records(shard)
+        records, rejected = self.records.rows.split_records(shard)
         encoded = encode(records, self.template, self.tokenizer, self.max_length)
-        rows = [{**_identity(one), "n_tokens": 0, "n_supervised": 0, "n_cut": 0} for one in source.rejected(shard)]
+        rows = [{**_identity(one), "n_tokens": 0, "n_supervised": 0, "n_cut": 0} for one in rejected]
         for record, outcome in zip(records, encoded, strict=True):
             if isinstance(outcome, Rejected):
                 rows.append({**_identity(outcome), "n_tokens": 0, "n_supervised": 0, "n_cut": 0})
@@ -271,22 +284,25 @@ def _place(place: Place | None) -> dict[str, int]:
     return {"part": place.part, "offset": place.offset, "length": place.length, "crc": place.crc}
 
 
-def _count(artifact: Artifact, n_shards: int) -> dict[str, int]:
+def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
+    """Counts over all shards, and the tokens of each."""
     totals: dict[str, int] = dict.fromkeys(
         ("n_rows", "n_usable", "n_rejected", "n_tokens", "n_supervised", "n_truncated", "longest"), 0
     )
+    tokens_of_shards = []
     for index in range(n_shards):
         table = read_table(artifact.shard(index), [*COUNTS, "reason"])
         n_rejected = table.num_rows - table["reason"].null_count
         lengths = table["n_tokens"].to_numpy()
+        tokens_of_shards.append(int(lengths.sum()))
         totals["n_rows"] += table.num_rows
         totals["n_rejected"] += n_rejected
         totals["n_usable"] += table.num_rows - n_rejected
-        totals["n_tokens"] += int(lengths.sum())
+        totals["n_tokens"] += tokens_of_shards[-1]
         totals["n_supervised"] += int(table["n_supervised"].to_numpy().sum())
         totals["n_truncated"] += int((table["n_cut"].to_numpy() > 0).sum())
         totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
-    return totals
+    return {**totals, "tokens_of_shards": tokens_of_shards}
 
 
 def refuse_unusable(rows: Rows, *, strict: bool) -> None:

@@ -45,8 +45,7 @@ def work(job: Pass, shard: int, sources: Sources) -> None:
     source = sources.open(job.source)
     missing = [cell for cell in job.cells if not cell.features.shard(shard).is_file()]
     collectors = [sources.collector(cell, source) for cell in missing]
-    rows = job.source.rows.table(shard, ["row"])["row"].to_numpy()
-    kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
+    rows, kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
     for cell, values in zip(missing, kept, strict=True):
         write_table(cell.features.shard(shard), _features_table(rows, values))
     for artifact in dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None):
@@ -54,23 +53,25 @@ def work(job: Pass, shard: int, sources: Sources) -> None:
             write_table(artifact.shard(shard), pa.table({"row": rows, **measured}))
 
 
-Outcome = tuple[list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
-"""What each collector kept (n, width), and what was measured of every row (n,)."""
+Outcome = tuple[NDArray[np.int64], list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
+"""The pool rows (n,), what each collector kept (n, width), and what was measured of every row (n,)."""
 
 
 def _gradients(source: GradientSource, rows: TokenRows, shard: int, collectors: Sequence[Any]) -> Outcome:
-    measured = source.engine.collect(rows.examples(shard), collectors)
+    numbers, examples = rows.examples(shard)
+    measured = source.engine.collect(examples, collectors)
     columns = {
         "loss": measured.loss.astype(np.float32),
         "n_supervised": measured.n_supervised.astype(np.int32),
         "gradient_norm": measured.gradient_norm.astype(np.float32),
     }
-    return [collector.result() for collector in collectors], columns
+    return numbers, [collector.result() for collector in collectors], columns
 
 
 def _text(source: RecordRows, rows: RecordRows, shard: int, collectors: Sequence[TextCollector]) -> Outcome:
     records = rows.records(shard)
-    return [collector.take(records) for collector in collectors], {}
+    numbers = np.array([record.row for record in records], dtype=np.int64)
+    return numbers, [collector.take(records) for collector in collectors], {}
 
 
 _RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "text": _text}

@@ -82,8 +82,8 @@ class Score:
             writer: pq.ParquetWriter | None = None
             waiting: list[pa.Table] = []
             for shard in range(self.rows.n_shards):
-                table, lost = self._shard(targets, shard)
-                for one in sorted([*self.rows.rejected(shard), *lost], key=lambda row: row.row):
+                table, rejected = self._shard(targets, shard)
+                for one in sorted(rejected, key=lambda row: row.row):
                     quarantine.write(json_line(quarantine_entry(one)) + b"\n")
                     n_rejected += 1
                 n_scored += table.num_rows
@@ -98,9 +98,9 @@ class Score:
         return n_scored, n_rejected
 
     def _shard(self, targets: Sequence[_Target], shard: int) -> tuple[pa.Table, list[Rejected]]:
-        """The scored rows of a shard, and those whose representation is not finite."""
+        """The scored rows of a shard, and those that cannot be used or whose representation is not finite."""
         has_tokens = isinstance(self.rows, TokenRows)
-        rows = self.rows.table(shard, [*IDENTITY, *(COUNTS if has_tokens else [])])
+        rows, rejected = self.rows.split(shard, [*IDENTITY, *(COUNTS if has_tokens else [])])
         numbers = rows["row"].to_numpy()
         scored = [target.score(shard, numbers) for target in targets]
         values = np.concatenate([one.values for one, _ in scored], axis=1)
@@ -122,7 +122,7 @@ class Score:
         for name in scored[0][0].columns:
             stacked = np.stack([one.columns[name][finite] for one, _ in scored], axis=1)
             columns[name] = np.take_along_axis(stacked, owner[:, None], axis=1)[:, 0]
-        rejected = [Rejected(**row, reason=self.representation.unscored) for row in lost.select(IDENTITY).to_pylist()]
+        rejected += [Rejected(**row, reason=self.representation.unscored) for row in lost.select(IDENTITY).to_pylist()]
         return pa.table(columns), rejected
 
     def _check_strict(self) -> None:
