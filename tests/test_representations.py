@@ -133,6 +133,36 @@ def test_less_equals_the_dense_method_at_all_checkpoints(
         assert_allclose(scores[f"score/sums/{group}"], total[:, index], atol=2e-4)
 
 
+def test_rds_equals_a_loop_over_single_rows(config: dict[str, Any], pool_file: Path, target_file: Path) -> None:
+    """No adapter and no warm-up: the last hidden states of the base model, one row at a time."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    output = run(config, representation=("rds",))
+    assert not list(output.glob("artifacts/warmup-*"))
+    tokenizer = AutoTokenizer.from_pretrained(config["model"])
+    model = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float64).eval()
+
+    def mean_states(rows: list[tuple[str, str]]) -> np.ndarray:
+        found = []
+        for question, answer in rows:
+            text = f"<|user|>\n{question}\n<|assistant|>\n{answer.strip()}</s>\n"
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                states = model.model(input_ids=ids).last_hidden_state[0].numpy()
+            weights = np.arange(1, len(states) + 1)
+            found.append(weights @ states / weights.sum())
+        return np.stack(found)
+
+    pool, queries = mean_states(usable(pool_file)), mean_states(usable(target_file))
+    unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (pool, queries)]
+    cosines = unit[0] @ unit[1].T
+    groups = np.array([json.loads(line)["group"] for line in target_file.read_bytes().split(b"\n") if line])
+    scores = scores_of(output)
+    for group in "abc":
+        assert_allclose(scores[f"score/sums/{group}"], cosines[:, groups == group].mean(axis=1), atol=1e-5)
+    assert np.isfinite(scores["loss"]).all()
+
+
 def test_mean_of_scores_and_score_of_the_mean_are_different_estimators(config: dict[str, Any]) -> None:
     output = run(config, representation=("gist", "less:dimension=256"))
     assert not np.allclose(
@@ -144,7 +174,7 @@ def test_methods_in_one_pass_equal_each_alone(config: dict[str, Any], target_fil
     """To the bit, whatever else the pass serves; each token shard is read once for all of them."""
     second = write_rows(target_file.with_name("words.jsonl"), [row("Which is more?", "größer")])
     two = {**config, "target": (str(target_file), str(second))}
-    specifications = ("gist", "less:dimension=64", "gist:sketch=8", "bm25")
+    specifications = ("gist", "less:dimension=64", "gist:sketch=8", "rds", "bm25")
     reporter = RecordingReporter()
     together = run(two, reporter, representation=specifications)
     assert len([name for name in reporter.last if name.startswith("pool gradients")]) == 1

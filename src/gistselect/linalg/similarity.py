@@ -29,6 +29,14 @@ def cosine_scores(pool: NDArray[np.floating], targets: NDArray[np.floating]) -> 
     return unit @ (targets / target_norms[:, None]).T
 
 
+def mean_of_columns(scores: FloatArray, groups: NDArray[np.integer]) -> FloatArray:
+    """Means (n, n_group) of scores (n, n_query) over the queries of each group; `groups` (n_query,) counts from 0.
+
+    This averages *scores*, as LESS does; GIST averages features before the cosine, which is another estimator.
+    """
+    return np.stack([scores[:, groups == index].mean(axis=1) for index in range(int(groups.max()) + 1)], axis=1)
+
+
 def checkpoint_weights(weights: Sequence[float] | None, n_checkpoints: int) -> FloatArray:
     """(n_checkpoints,) weights normalised to 1; equal if none are given."""
     values = np.ones(n_checkpoints) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -76,8 +76,7 @@ class BM25(Representation):
         idf = np.log1p((n_rows - holding + 0.5) / (holding + 0.5))
         weights = np.zeros((len(queries.group_names), len(terms)))
         sizes = Counter(queries.groups)
-        for group, counts in zip(queries.groups, asked, strict=True):
-            row = queries.group_names.index(group)
+        for row, group, counts in zip(queries.group_of, queries.groups, asked, strict=True):
             for term, count in counts.items():
                 weights[row, terms[term]] += count * idf[terms[term]] / sizes[group]
         vocabulary = np.frombuffer("\n".join(terms).encode(), dtype=np.uint8)

@@ -44,6 +44,12 @@ class Queries:
         """The groups in the order in which they are first seen: the columns of a score matrix."""
         return tuple(dict.fromkeys(self.groups))
 
+    @property
+    def group_of(self) -> NDArray[np.intp]:
+        """(n_query,) column of each query's group."""
+        column = {name: index for index, name in enumerate(self.group_names)}
+        return np.array([column[group] for group in self.groups], dtype=np.intp)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.linalg.similarity import cosine_scores
+from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.model.engine_config import AdamConfig, ProjectionConfig
 from gistselect.representations.interface import (
     Features,
@@ -84,8 +84,7 @@ class Less(Representation):
                 f"the gradient of query {queries.examples[bad[0]].id!r} is zero or not finite; check its text, or use "
                 "--dtype float32."
             )
-        group_of = np.array([queries.group_names.index(group) for group in queries.groups])
-        arrays = {"query_features": features, "group": group_of}
+        arrays = {"query_features": features, "group": queries.group_of}
         return Fitted(groups=queries.group_names, arrays=arrays, facts={"queries": len(features)})
 
     def collector(self, fitted: Fitted | None, at: GradientSource) -> Any:
@@ -123,7 +122,5 @@ class Less(Representation):
         total[usable] = 0.0
         for one, fit, weight in zip(shard, fitted, weights, strict=True):
             cosines = cosine_scores(one.values[usable], fit.arrays["query_features"])
-            groups = fit.arrays["group"]
-            means = np.stack([cosines[:, groups == index].mean(axis=1) for index in range(len(fit.groups))], axis=1)
-            total[usable] += weight * means
+            total[usable] += weight * mean_of_columns(cosines, fit.arrays["group"])
         return Scores(values=total)

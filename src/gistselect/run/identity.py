@@ -24,15 +24,13 @@ class ModelIdentity:
 
 def identify(model: ModelConfig | LanguageModel, engine: EngineConfig) -> ModelIdentity:
     """Digest a model without loading it. Raises `ModelError` if it is not there."""
-    from gistselect.model.loading import model_digest, resolve_device, resolve_dtype, weights_digest
+    from gistselect.model.loading import model_digest, resolved_precision, weights_digest
 
     if isinstance(model, ModelConfig):
-        device = resolve_device(model.device)
         weights = {
             "model": model_digest(model),
             "quantization": model.quantization,
-            "dtype": str(resolve_dtype(model.dtype, device)).removeprefix("torch."),
-            "device": device.type,
+            **resolved_precision(model),
         }
     else:
         from gistselect.model.live import live_adapter_digest

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.representations.interface import Features, GradientSource, TextCollector
+from gistselect.representations.interface import Features, GradientSource, HiddenSource, TextCollector
 from gistselect.run.cells import Cell
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.sources import Sources, SourceSpec
@@ -68,13 +68,23 @@ def _gradients(source: GradientSource, rows: TokenRows, shard: int, collectors: 
     return numbers, [collector.result() for collector in collectors], columns
 
 
+def _hidden(source: HiddenSource, rows: TokenRows, shard: int, collectors: Sequence[Any]) -> Outcome:
+    from gistselect.model.hidden import ExampleLoss, collect_hidden
+
+    numbers, examples = rows.examples(shard)
+    loss = ExampleLoss()
+    collect_hidden(source.forward, examples, [loss, *collectors])
+    columns = {"loss": loss.result()[:, 0].astype(np.float32)}
+    return numbers, [collector.result() for collector in collectors], columns
+
+
 def _text(source: RecordRows, rows: RecordRows, shard: int, collectors: Sequence[TextCollector]) -> Outcome:
     records = rows.records(shard)
     numbers = np.array([record.row for record in records], dtype=np.int64)
     return numbers, [collector.take(records) for collector in collectors], {}
 
 
-_RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "text": _text}
+_RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "hidden": _hidden, "text": _text}
 
 
 def _features_table(rows: NDArray[np.int64], values: NDArray[np.floating]) -> pa.Table:
