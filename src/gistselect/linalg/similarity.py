@@ -68,7 +68,7 @@ def spearman(first: FloatArray, second: FloatArray) -> float:
     """Rank correlation of two score vectors (n,); equal scores share their mean rank."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(first, second).statistic)
+    return float(spearmanr(first, second)[0])  # pyright: ignore[reportArgumentType]
 
 
 def overlap(first: FloatArray, second: FloatArray, n_top: int) -> float:
