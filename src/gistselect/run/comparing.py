@@ -140,7 +140,10 @@ class Compare:
                     progress,
                 )
             artifact.complete(tasks=list(self.tasks))
-        return [values[0] for values in read_values(artifact / "results").values() if values]
+        found = read_values(artifact / "results")
+        if training is None and (without := [task for task, values in found.items() if not values]):
+            reporter.say(f"No comparison on {', '.join(without)}: lm-eval gives no number for single items there.")
+        return [values[0] for values in found.values() if values]
 
 
 def plan_comparison(
