@@ -10,7 +10,7 @@ PackingChoice = Literal["auto", "packed", "padded", "single"]
 
 
 class EngineConfig(BaseModel):
-    """How per-example gradients are computed. No option changes the numbers beyond rounding, to the format of a basis."""
+    """How per-example gradients are computed. Options change the numbers by rounding alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
