@@ -16,7 +16,7 @@ test: install
 	$(BIN)/python -m pytest
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow --numprocesses=0
 
 check: install
 	$(BIN)/ruff check .

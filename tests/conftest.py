@@ -12,6 +12,9 @@ import pytest
 
 from tiny_runs import WARMUP, write_pool, write_target
 
+# Tiny models gain nothing from threads, and two test processes with two each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).parent.parent
 
 

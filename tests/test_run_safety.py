@@ -44,7 +44,13 @@ def test_two_processes_give_what_one_gives(config: dict[str, Any], tmp_path: Pat
     assert not list(config["output"].rglob("*.part"))
 
 
-@pytest.mark.parametrize("when", ["warmup-*", "fit-*", "features-*", "scores-*", "selection-*"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "features-*",
+        *(pytest.param(f"{stage}-*", marks=pytest.mark.slow) for stage in ("warmup", "fit", "scores", "selection")),
+    ],
+)
 def test_a_killed_run_continues_to_identical_files(config: dict[str, Any], tmp_path: Path, when: str) -> None:
     """SIGKILL as soon as the stage has begun; temporary files of the killed writer are cleared away."""
     alone = run(config, output=tmp_path / "alone")
@@ -137,7 +143,10 @@ def test_the_configuration_is_replaced_only_by_one_that_worked(config: dict[str,
     ("changes", "message"),
     [
         ({"evaluate": True}, "--heldout FILE"),
-        ({"evaluate": True, "heldout": ("HELDOUT",), "evaluate_tasks": ("gsm9k",)}, "gsm9k"),
+        # Asking lm-eval whether it knows a name reads its index of 10,000 files.
+        pytest.param(
+            {"evaluate": True, "heldout": ("HELDOUT",), "evaluate_tasks": ("gsm9k",)}, "gsm9k", marks=pytest.mark.slow
+        ),
         ({"adapter": "nowhere"}, "nowhere"),
         ({"model": None}, "--model"),
         ({"template": "tulip"}, "tulip"),
