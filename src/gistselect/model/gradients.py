@@ -23,7 +23,7 @@ from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.factors import ParameterBlock
 from gistselect.model.fan import Fan
 from gistselect.model.forward import Forward, example_means
-from gistselect.model.live import restored
+from gistselect.model.live import state_of
 from gistselect.model.loading import LanguageModel
 from gistselect.model.sinks import (
     BasisSink,
@@ -94,8 +94,7 @@ class GradientEngine:
         narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
         auto = torch.bfloat16 if narrow else self.dtype
         self.basis_dtype = {"auto": auto, "float32": self.dtype, "bfloat16": torch.bfloat16}[self.config.basis_dtype]
-        self._given_back = ExitStack()
-        self._given_back.enter_context(restored(self.model))
+        self._give_back = state_of(self.model)
         parameters = adapter_parameters(self.model)
         if not parameters:
             raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
@@ -193,7 +192,7 @@ class GradientEngine:
 
     def close(self) -> None:
         """Give the model back as it came."""
-        self._given_back.close()
+        self._give_back()
 
     def __enter__(self) -> GradientEngine:
         return self

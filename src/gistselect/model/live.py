@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,18 +24,26 @@ _ABSENT = object()
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Whatever happens in this context, afterwards the model is as it came.
+    """Whatever happens in this context, afterwards the model is as it came, as `state_of` describes."""
+    restore = state_of(model)
+    try:
+        yield
+    finally:
+        restore()
 
-    That is, for the modules and parameters it has on entry: training mode, module by module; which parameters are
+
+def state_of(model: Any) -> Callable[[], None]:
+    """A function that puts the model back to what it is now.
+
+    That is, for the modules and parameters it has now: training mode, module by module; which parameters are
     trainable; the active adapter of every layer; gradient checkpointing and its hooks; the attention implementation.
     """
     states = [(vars(module), _flags(vars(module), FLAGS)) for module in model.modules()]
     states += [(vars(config), _flags(vars(config), CONFIG_FLAGS)) for config in _configs(model)]
     hooks = [(module._forward_hooks, set(module._forward_hooks)) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for attributes, before in states:
             for name, value in before.items():
                 if value is _ABSENT:
@@ -49,6 +57,8 @@ def restored(model: Any) -> Iterator[None]:
             # Integer weights of a quantized layer never were trainable, and may not even be told so.
             if parameter.requires_grad != trainable:
                 parameter.requires_grad_(trainable)
+
+    return restore
 
 
 def live_adapter_digest(model: Any) -> str:
