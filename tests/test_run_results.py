@@ -186,6 +186,18 @@ def _stored(output: Path) -> dict[str, Any]:
     return recall(output).model_dump(exclude={"model", "pool", "target", "output"})
 
 
+def test_no_file_of_the_folder_is_about_another_selection(config: dict[str, Any]) -> None:
+    output = run(config, representation=("gist", "bm25"))
+    (output / "comparison.json").write_text("[]")
+    run(config, representation=("gist", "bm25"), until="score")
+    assert (output / "comparison.json").exists()
+    assert (output / "selected.jsonl").exists()
+    run(config, representation=("bm25",), budget=9, until="score")
+    left = {path.name for path in output.iterdir() if path.name not in ("artifacts", ".lock", "methods")}
+    assert left == {"scores.parquet", "quarantine.jsonl", "rejected_queries.jsonl", "run.yaml", "manifest.json"}
+    assert list((output / "methods").glob("*")) == []
+
+
 def test_the_package_needs_no_posix_module() -> None:
     code = "import sys; sys.modules['resource'] = None; sys.modules['fcntl'] = None; import gistselect.run.pipeline"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -116,9 +116,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left below a folder. Only for a process that alone writes there."""
+def remove_leftovers(folder: Path, apart_from: str | None = None) -> None:
+    """Remove what killed writers left below a folder, but for one of its folders.
+
+    Only for a process that alone writes there.
+    """
     for path in sorted(folder.rglob(f".*{LEFTOVER}")):
+        if path.relative_to(folder).parts[0] == apart_from:
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -23,6 +23,7 @@ from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
 from gistselect.representations.interface import (
+    NO_GRADIENT,
     Features,
     Fitted,
     FloatArray,
@@ -31,6 +32,7 @@ from gistselect.representations.interface import (
     Reads,
     Representation,
     Scores,
+    have_gradients,
 )
 from gistselect.types import Example
 
@@ -82,7 +84,7 @@ class Gist(GistOptions, Representation):
         "cosine (-1 to 1, higher is nearer) of the row's gradient with a group's mean query gradient, within the "
         "subspace of the query gradients, weighted over checkpoints"
     )
-    unscored: ClassVar[str] = "the gradient is zero or not finite; check the row's text, or use --dtype float32"
+    unscored: ClassVar[str] = NO_GRADIENT
     score_only: ClassVar[frozenset[str]] = frozenset({"energy_weighting"})
 
     @property
@@ -178,12 +180,7 @@ class Gist(GistOptions, Representation):
         energies = [
             _captured_energy(values, one.measured["gradient_norm"]) for values, one in zip(features, shard, strict=True)
         ]
-        usable = np.logical_and.reduce(
-            [
-                np.isfinite(values).all(axis=1) & np.isfinite(energy) & np.isfinite(one.measured["loss"])
-                for values, energy, one in zip(features, energies, shard, strict=True)
-            ]
-        )
+        usable = have_gradients(shard)
         total = np.full((len(usable), len(fitted[0].groups)), np.nan)
         total[usable] = scores(
             [values[usable] for values in features],

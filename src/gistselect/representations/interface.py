@@ -74,6 +74,23 @@ class Features:
     """`loss` and `gradient_norm` (n,) of a gradient pass, `loss` of a forward pass, nothing of text."""
 
 
+NO_GRADIENT = "the gradient is zero or not finite; check the row's text, or use --dtype float32"
+"""Why a row of a gradient pass has no score, and the remedy."""
+
+
+def have_gradients(shard: Sequence[Features]) -> NDArray[np.bool_]:
+    """(n,) which rows have a finite gradient other than zero, and finite features, at every checkpoint."""
+    return np.logical_and.reduce(
+        [
+            np.isfinite(one.values).all(axis=1)
+            & np.isfinite(one.measured["loss"])
+            & np.isfinite(one.measured["gradient_norm"])
+            & (one.measured["gradient_norm"] > 0)
+            for one in shard
+        ]
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of a shard for one target; a row that cannot be scored is NaN in all of them."""

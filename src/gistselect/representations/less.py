@@ -19,6 +19,7 @@ from gistselect.errors import ConfigError, DataError
 from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.model.engine_config import AdamConfig, ProjectionConfig
 from gistselect.representations.interface import (
+    NO_GRADIENT,
     Features,
     Fitted,
     FloatArray,
@@ -27,6 +28,7 @@ from gistselect.representations.interface import (
     Reads,
     Representation,
     Scores,
+    have_gradients,
 )
 
 
@@ -50,7 +52,7 @@ class Less(Representation):
         "mean over a group's queries of the cosine (-1 to 1, higher is nearer) of the row's projected Adam update with "
         "the query's projected gradient, weighted over checkpoints"
     )
-    unscored: ClassVar[str] = "the gradient is zero or not finite; check the row's text, or use --dtype float32"
+    unscored: ClassVar[str] = NO_GRADIENT
 
     @property
     def per_target(self) -> bool:
@@ -110,14 +112,7 @@ class Less(Representation):
 
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Σ_c w_c mean over the group's queries of cos(f_c, q_c) (LESS section 4.2); the mean is of scores."""
-        usable = np.logical_and.reduce(
-            [
-                np.isfinite(one.values).all(axis=1)
-                & np.isfinite(one.measured["loss"])
-                & (np.nan_to_num(one.measured["gradient_norm"]) > 0)
-                for one in shard
-            ]
-        )
+        usable = have_gradients(shard)
         total = np.full((len(usable), len(fitted[0].groups)), np.nan)
         total[usable] = 0.0
         for one, fit, weight in zip(shard, fitted, weights, strict=True):

@@ -46,8 +46,9 @@ class Agreement:
         rows = usable[np.sort(rng.choice(len(usable), size=min(SAMPLE, len(usable)), replace=False))]
         examples = self.rows.select(rows.tolist())
         found: dict[str, FloatArray] = {}
-        for column in self.columns:
-            for fit, cell in column.entries:
+        # Checkpoint by checkpoint, so that each model is opened once.
+        for at_checkpoint in zip(*(column.entries for column in self.columns), strict=True):
+            for column, (fit, cell) in zip(self.columns, at_checkpoint, strict=True):
                 assert fit.checkpoint is not None
                 reporter.say(f"Exact scores of {len(rows)} rows for {column.target} at {fit.checkpoint.name}.")
                 source = sources.open(specs[fit.checkpoint.key])

@@ -26,6 +26,7 @@ from gistselect.run.targets import Encoder, Target, heldout_items
 from gistselect.streams import Stream, generator
 from gistselect.types import Task
 
+COMPARISON = "comparison.json"
 LOSSES_VERSION = 2
 EVALUATION_VERSION = 2
 
@@ -73,7 +74,7 @@ class Compare:
             values += self._protocols(name, adapter, training, reporter)
             measured.setdefault(arm_name, []).append(values)
         comparisons = [self._compared(measured, index) for index in range(len(measured[BEFORE][0]))]
-        write_json(output / "comparison.json", [asdict(one) for one in comparisons])
+        write_json(output / COMPARISON, [asdict(one) for one in comparisons])
         for comparison in comparisons:
             reporter.say(table(comparison))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.run.config import RunConfig, Stage
@@ -19,6 +20,7 @@ from gistselect.run.results import (
     agreement_lines,
     publish_scores,
     publish_selection,
+    retract_methods,
     write_manifest,
     write_rejected_queries,
 )
@@ -79,7 +81,7 @@ def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock,
     counts: dict[str, Any] = {}
     if plan.goes_to("score"):
         with clock("score"):
-            counts |= _score(plan, reporter, sources)
+            counts |= _score(plan, config.output, reporter, sources)
     if plan.goes_to("select"):
         with clock("select"):
             for method in plan.methods:
@@ -93,8 +95,9 @@ def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock,
     return counts
 
 
-def _score(plan: Plan, reporter: Reporter, sources: Sources) -> dict[str, Any]:
+def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:
     weights = {one.checkpoint.key: one.weight for one in plan.warmup.placed()} if plan.warmup else {}
+    retract_methods(plan, output)
     for method in plan.methods:
         method.score.run(reporter)
         if method.agreement:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
 from gistselect.report.spectrum import draw_spectrum
 from gistselect.run.cells import FOLDER, load_fit
 from gistselect.run.choosing import SELECTED, SELECTION, Select
-from gistselect.run.plan import Method, Plan
+from gistselect.run.comparing import COMPARISON
+from gistselect.run.plan import METHODS, Method, Plan
 from gistselect.run.progress import duration
 from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
 from gistselect.run.store import publish
@@ -30,7 +33,13 @@ SUBSPACE_JSON, SUBSPACE_ARRAYS = "subspace.json", "subspace.safetensors"
 
 
 def publish_scores(method: Method, weights: Mapping[str, float]) -> None:
-    """scores.parquet, quarantine.jsonl, and of a method with a subspace its description and spectrum."""
+    """scores.parquet, quarantine.jsonl, and of a method with a subspace its description and spectrum.
+
+    What an earlier command left of another selection goes: no file of the folder is about other scores than these.
+    """
+    _retract_selection(method.select, method.folder)
+    for name in (SUBSPACE_ARRAYS, SUBSPACE_JSON, SPECTRUM):
+        (method.folder / name).unlink(missing_ok=True)
     for name in (SCORES, QUARANTINE):
         publish(method.score.artifact / name, method.folder / name)
     if any(
@@ -40,9 +49,25 @@ def publish_scores(method: Method, weights: Mapping[str, float]) -> None:
 
 
 def publish_selection(select: Select, folder: Path) -> None:
-    """selection.parquet and selected.jsonl."""
+    """selection.parquet and selected.jsonl; a comparison of another selection goes."""
+    _retract_selection(select, folder)
     for name in (SELECTION, SELECTED):
         publish(select.artifact / name, folder / name)
+
+
+def retract_methods(plan: Plan, output: Path) -> None:
+    """Remove the results of methods that this run does not have."""
+    kept = {method.folder for method in plan.methods}
+    for folder in (output / METHODS).glob("*"):
+        if folder not in kept and folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def _retract_selection(select: Select, folder: Path) -> None:
+    made, shown = select.artifact / SELECTION, folder / SELECTION
+    if shown.exists() and not (made.exists() and filecmp.cmp(made, shown, shallow=False)):
+        for name in (SELECTION, SELECTED, COMPARISON):
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_rejected_queries(targets: Sequence[Target], folder: Path) -> None:

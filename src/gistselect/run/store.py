@@ -104,7 +104,8 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
         say(f"Another process is at work in {folder}; waiting for it to finish.")
         lock.acquire()
     try:
-        remove_leftovers(folder)
+        # Rows in memory are written to `inputs` before the lock is asked for.
+        remove_leftovers(folder, apart_from="inputs")
         yield
     finally:
         lock.release()
