@@ -68,8 +68,7 @@ def test_queries_under_a_chat_template_follow_the_generation_prompt(tmp_path: Pa
     assert supervised == [" x"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_does(tmp_path: Path) -> None:
-    """As templates do that drop the reasoning of all assistant turns but the last."""
+def test_a_template_that_leaves_out_earlier_turns_is_refused_where_it_does(tmp_path: Path) -> None:
     forgetful = CHATML.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' else '…' }}")
     (tmp_path / "t").write_text(forgetful)
     template = load_template(str(tmp_path / "t"), tiny_tokenizer())
@@ -77,7 +76,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_does(tmp_pat
     kept, refused = encode([single, TALK], template, tiny_tokenizer(), 1000)
     assert isinstance(kept, Example)
     assert isinstance(refused, Rejected)
-    assert "cannot say which tokens are the assistant's" in refused.reason
+    assert "does not show turn 1 (system)" in refused.reason
 
 
 def test_what_a_template_refuses_is_quarantined_with_its_words(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
 
-FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
-"""Put before templates that print today's date: the same rows must give the same text tomorrow."""
-
 PROBE = Record(
     id="probe",
     source="probe",
@@ -32,10 +29,15 @@ PROBE = Record(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendered:
-    """The text of a record and the spans of it that the model is asked to produce."""
+    """The text of a record, and what stands where in it."""
 
     text: str
     supervised: tuple[Span, ...]
+    """What the model is asked to produce."""
+    content: tuple[Span, ...]
+    """What the row itself says, in order: no control token is read from there."""
+    complete: bool = False
+    """True if the text begins and ends as the model expects it, so that the tokenizer adds no token of its own."""
 
 
 class Template(Protocol):
@@ -62,6 +64,8 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
 
     Raises `ConfigError` if there is no such template, or if the tokenizer lacks what it needs.
     """
+    from gistselect.data.chat_templates import JinjaTemplate
+
     if not isinstance(tokenizer.eos_token, str):
         raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token to close answers with; set it.")
     if name == "tulu":
@@ -72,8 +76,14 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         raise ConfigError(f"there is no template {name!r}; known: tulu, model, or the path of a Jinja file.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the template {name!r}: {error}. Or use tulu, which fits any model.") from error
-    tokens = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)}
-    template = JinjaTemplate(name=name, source=source, special_tokens=tokens)
+    template = JinjaTemplate(
+        name=name,
+        source=source,
+        special_tokens={
+            key: str(one) for key, one in tokenizer.special_tokens_map.items() if not isinstance(one, list)
+        },
+        control_tokens=control_tokens(tokenizer),
+    )
     try:
         template.render(PROBE)
     except DataError as error:
@@ -81,11 +91,22 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     return template
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The strings that the tokenizer reads as one special token wherever they stand; the longest first."""
+    special = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(sorted(special, key=lambda token: (-len(token), token)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tulu:
     """The template that LESS and GIST use for every model (METHOD section 5).
 
     Supervised: what follows the header line of an assistant turn: content, end of sequence, final newline.
+
+    Beyond the published format, as text: tools stand at the end of the (first) system turn, one JSON object a line
+    between `<tools>` and `</tools>`; reasoning before an answer between `<think>` and `</think>`; each call after it
+    as one JSON object with name and arguments between `<tool_call>` and `</tool_call>`; the answer of a tool in a
+    turn of the role `tool`.
     """
 
     eos: str
@@ -94,118 +115,116 @@ class Tulu:
 
     @property
     def digest(self) -> str:
-        return _digest(self.name, self.version, self.eos)
+        return digest(self.name, self.version, self.eos)
 
     def render(self, record: Record) -> Rendered:
         if record.plain:
-            return _render_plain(record, self.eos)
-        if _is_open(record):
-            head = "".join(self._header(m) + self._body(m, m.content) for m in record.messages[:-1])
-            return _render_answer(record, head + "<|assistant|>\n", self.eos + "\n")
-        text, spans = "", []
-        for message in record.messages:
-            text += self._header(message)
-            start = len(text)
-            text += self._body(message, message.content.strip())
-            if message.role == "assistant":
-                spans.append((start, len(text)))
-        return Rendered(text=text, supervised=tuple(spans))
+            return render_plain(record, self.eos)
+        is_open = is_query(record)
+        written = Written()
+        messages = _with_tools(record)
+        for message in messages[:-1] if is_open else messages:
+            written.add(f"<|{message.role}|>\n")
+            start = len(written)
+            self._body(written, message, _said(message) if is_open else _said(message).strip())
+            if message.role == "assistant" and message.supervised and not is_open:
+                written.supervised.append((start, len(written)))
+        if is_open:
+            written.add("<|assistant|>\n")
+            return written.query(record, self.eos + "\n")
+        return written.rendered()
 
-    def _header(self, message: Message) -> str:
-        return f"<|{message.role}|>\n"
-
-    def _body(self, message: Message, content: str) -> str:
-        return content + (self.eos if message.role == "assistant" else "") + "\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JinjaTemplate:
-    """A chat template in Jinja, rendered by transformers in its sandbox.
-
-    Supervised: what stands in `{% generation %}` blocks; without them, what each assistant turn adds to the
-    text of the turns before it and the generation prompt. Templates that rewrite earlier turns are refused.
-    """
-
-    name: str
-    source: str
-    special_tokens: dict[str, str]
-    version: int = 1
-
-    @property
-    def digest(self) -> str:
-        return _digest("jinja", self.version, self.source, self.special_tokens)
-
-    def render(self, record: Record) -> Rendered:
-        if record.plain:
-            return _render_plain(record, self.special_tokens["eos_token"])
-        if _is_open(record):
-            head, _ = self._apply(record.messages[:-1], prompt=True)
-            return _render_answer(record, head, self.special_tokens["eos_token"])
-        if re.search(r"\{%-?\s*generation\s*-?%\}", self.source):
-            text, spans = self._apply(record.messages, track=True)
-        else:
-            text, spans = self._split_turns(record.messages)
-        if not spans:
-            raise DataError(f"the chat template {self.name!r} marks no token of it as the assistant's")
-        return Rendered(text=text, supervised=tuple(spans))
-
-    def _split_turns(self, messages: tuple[Message, ...]) -> tuple[str, list[Span]]:
-        whole, _ = self._apply(messages)
-        spans = []
-        for i, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            before, _ = self._apply(messages[:i], prompt=True)
-            through, _ = self._apply(messages[: i + 1])
-            if not (whole.startswith(through) and through.startswith(before) and len(before) < len(through)):
-                raise DataError(
-                    f"the chat template {self.name!r} rewrites what stands around turn {i + 1}, so it cannot "
-                    "say which tokens are the assistant's; use --template tulu, or a Jinja file with "
-                    "{% generation %} blocks"
-                )
-            spans.append((len(before), len(through)))
-        return whole, spans
-
-    def _apply(
-        self, messages: tuple[Message, ...], *, prompt: bool = False, track: bool = False
-    ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        options: dict[str, Any] = {"add_generation_prompt": prompt, **self.special_tokens}
-        try:
-            texts, spans = render_jinja_template(
-                [[{"role": message.role, "content": message.content} for message in messages]],
-                chat_template=FIXED_DATE * ("strftime_now" in self.source) + self.source,
-                return_assistant_tokens_mask=track,
-                **options,
-            )
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"the chat template {self.name!r} refuses the conversation: {error}") from error
-        return texts[0], [(int(start), int(end)) for start, end in spans[0] if start < end] if track else []
+    def _body(self, written: Written, message: Message, content: str) -> None:
+        written.add(content, own=True)
+        written.add((self.eos if message.role == "assistant" else "") + "\n")
 
 
-def _digest(*parts: object) -> str:
+@dataclass(kw_only=True)
+class Written:
+    """A text in the making."""
+
+    text: str = ""
+    supervised: list[Span] = field(default_factory=list)
+    content: list[Span] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def add(self, text: str, *, own: bool = False) -> None:
+        """Append what the template says, or what is the row's own."""
+        if own and text:
+            self.content.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+    def query(self, record: Record, end: str, *, complete: bool = False) -> Rendered:
+        """The text with the last answer of a task query, verbatim after its prefix: the only supervised one.
+
+        Raises `DataError` if the query does not end with an answer.
+        """
+        if record.messages[-1].role != "assistant":
+            raise DataError("a query must end with the assistant turn that holds its answer")
+        self.add(record.prefix, own=True)
+        start = len(self)
+        self.add(record.messages[-1].content, own=True)
+        self.add(end if record.closed else "")
+        self.supervised = [(start, len(self))]
+        return self.rendered(complete=complete)
+
+    def rendered(self, *, complete: bool = False) -> Rendered:
+        return Rendered(
+            text=self.text, supervised=tuple(self.supervised), content=tuple(self.content), complete=complete
+        )
+
+
+def _with_tools(record: Record) -> tuple[Message, ...]:
+    if not record.tools:
+        return record.messages
+    lines = "\n".join(["<tools>", *(_json(tool) for tool in record.tools), "</tools>"])
+    first = record.messages[0]
+    if first.role == "system":
+        return (Message(role="system", content=f"{first.content.strip()}\n\n{lines}"), *record.messages[1:])
+    return (Message(role="system", content=lines), *record.messages)
+
+
+def _said(message: Message) -> str:
+    """Reasoning, content and calls of a turn as one text."""
+    if not message.reasoning and not message.tool_calls:
+        return message.content
+    said = [message.content] if message.content.strip() else []
+    for call in message.tool_calls:
+        function = call.get("function", call)
+        told = {"name": function.get("name"), "arguments": function.get("arguments")}
+        said.append(f"<tool_call>\n{_json(told)}\n</tool_call>")
+    text = "\n".join(said)
+    return f"<think>\n{message.reasoning.strip()}\n</think>\n\n{text}" if message.reasoning.strip() else text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of what a template depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _is_open(record: Record) -> bool:
+def is_query(record: Record) -> bool:
     """Whether the last answer is a task query's: verbatim after a prefix, and the only supervised one."""
     return bool(record.prefix) or not record.closed
 
 
-def _render_answer(record: Record, head: str, end: str) -> Rendered:
-    if record.messages[-1].role != "assistant":
-        raise DataError("a query must end with the assistant turn that holds its answer")
-    head += record.prefix
-    text = head + record.messages[-1].content + (end if record.closed else "")
-    return Rendered(text=text, supervised=((len(head), len(text)),))
-
-
-def _render_plain(record: Record, eos: str) -> Rendered:
+def render_plain(record: Record, eos: str) -> Rendered:
     """One space at the seam of prompt and completion if none is there; an added one belongs to the answer."""
-    prompt = record.messages[0].content + record.prefix
-    completion = record.messages[1].content
-    seam = "" if not prompt or prompt[-1].isspace() or completion[:1].isspace() else " "
-    text = prompt + seam + completion + (eos if record.closed else "")
-    return Rendered(text=text, supervised=((len(prompt), len(text)),))
+    written = Written()
+    prompt, completion = record.messages[0].content + record.prefix, record.messages[1].content
+    written.add(prompt, own=True)
+    start = len(written)
+    written.add("" if not prompt or prompt[-1].isspace() or completion[:1].isspace() else " ")
+    written.add(completion, own=True)
+    written.add(eos if record.closed else "")
+    written.supervised = [(start, len(written))]
+    return written.rendered()
+
+
+THINKING_OPENS = re.compile(r"[<\[◁][\w:|▁｜]*think[\w|▁｜]*[>\]▷]", re.IGNORECASE)
+"""What opens a block of reasoning in a text."""

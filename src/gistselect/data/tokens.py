@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gistselect.data.reader import Reader
 from gistselect.data.templates import Rendered, Span, Template
 from gistselect.errors import ConfigError, DataError
 from gistselect.types import Example, Record, Rejected
@@ -46,20 +47,16 @@ def encode(
             rendered[i] = template.render(record)
         except DataError as error:
             results[i] = _rejected(record, str(error))
-    bos = str(tokenizer.bos_token or "")
-    for has_bos in (False, True):
-        chosen = [i for i in rendered if bool(bos and rendered[i].text.startswith(bos)) == has_bos]
+    reader = Reader(tokenizer)
+    for complete in (False, True):
+        chosen = [i for i in rendered if rendered[i].complete == complete]
         for start in range(0, len(chosen), TOKENIZER_BATCH):
             batch = chosen[start : start + TOKENIZER_BATCH]
-            encoding = tokenizer(
-                [rendered[i].text for i in batch],
-                add_special_tokens=not has_bos,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for i, ids, offsets in zip(batch, encoding["input_ids"], encoding["offset_mapping"], strict=True):
-                results[i] = _example(records[i], rendered[i], ids, offsets, max_length)
+            for i, outcome in zip(batch, reader.read([rendered[i] for i in batch]), strict=True):
+                if isinstance(outcome, DataError):
+                    results[i] = _rejected(records[i], str(outcome))
+                else:
+                    results[i] = _example(records[i], rendered[i], *outcome, max_length)
     return [results[i] for i in range(len(records))]
 
 

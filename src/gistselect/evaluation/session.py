@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gistselect.data.templates import JinjaTemplate, Template, load_template
+from gistselect.data.chat_templates import JinjaTemplate
+from gistselect.data.templates import Template, load_template
 from gistselect.errors import DataError
 from gistselect.evaluation.catalog import choose, require_lm_eval
 from gistselect.evaluation.prompts import Prompt, Questions, context_length, context_of, prompt_digest, read_questions
