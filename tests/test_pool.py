@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistselect.data.config import ReadOptions
-from gistselect.data.parts import JsonLines
+from gistselect.data.json_files import Json
 from gistselect.data.pool import Pool, open_pool, read_records
 from gistselect.data.stored import record_from_json, record_json
 from gistselect.errors import DataError
@@ -232,7 +232,7 @@ def test_a_place_in_a_part_that_is_gone(tmp_path: Path) -> None:
         open_pool([tmp_path / "a.jsonl"]).fetch(where)
     (tmp_path / "b.jsonl").unlink()
     with pytest.raises(DataError, match=r"cannot read .*b.jsonl"):
-        Pool(parts=(JsonLines(tmp_path / "a.jsonl"), JsonLines(tmp_path / "b.jsonl"))).fetch(where)
+        Pool(parts=(Json(tmp_path / "a.jsonl"), Json(tmp_path / "b.jsonl"))).fetch(where)
 
 
 # Stored records.

@@ -29,6 +29,9 @@ SHAPES = {
         True,
     ),
     "alpaca": (ALPACA, [("user", "Add.\n1 2"), ("assistant", "3")], False),
+    "pair": ({"question": "q", "answer": "a", "context": "c"}, [("user", "q\nc"), ("assistant", "a")], False),
+    "turns": ({"data": ["q", "a"]}, [("user", "q"), ("assistant", "a")], False),
+    "text": ({"text": "q ### a ### b"}, [("user", "q ### a ### "), ("assistant", "b")], True),
     "sharegpt": (SHAREGPT, [("system", "s"), ("user", "q"), ("assistant", "a")], False),
 }
 
@@ -37,7 +40,7 @@ SHAPES = {
 def test_every_format_is_read_by_name_and_detected(name: str) -> None:
     row, expected, plain = SHAPES[name]
     for format in (name, "auto"):
-        (record,) = in_memory([row], format=format).rows()
+        (record,) = in_memory([row], format=format, separator="### ").rows()
         assert contents(record) == expected
         assert isinstance(record, Record)
         assert record.plain is plain
@@ -70,23 +73,27 @@ BAD_LINES = [
     (b'{"messages": [', "not readable JSON"),
     (b'{"prompt": "caf\xe9", "completion": "x"}', "not UTF-8"),
     (b"[1, 2]", "is a list"),
-    (b"null", "is a NoneType"),
+    (b"null", "is null, not an object"),
     (b"[" * 100_000, "not readable JSON"),
-    (line({"text": "x"}), "accepted shapes: messages"),
+    (line({"words": "x"}), "accepted shapes: messages"),
+    (line({"text": "x"}), "--separator"),
     (line({"messages": []}), "empty"),
-    (line({"messages": "hello"}), "not a list"),
-    (line({"messages": ["hello"]}), "turn 1 is not an object"),
-    (line({"messages": [{"role": "user"}]}), "turn 1 is not an object"),
+    (line({"messages": "hello"}), "a text that is not JSON"),
+    (line({"messages": 3}), "a number, not a list of turns"),
+    (line({"messages": ["hello", 3]}), "turn 1 is text, not an object"),
+    (line({"messages": [{"role": "user"}]}), "turn 1 has no content"),
+    (line({"messages": [{"content": "x"}]}), "turn 1 has no role"),
+    (line({"messages": [{"role": "user", "content": None}]}), "turn 1 (user) has no text"),
     (
         line({"messages": [{"role": "bot", "content": "x"}]}),
-        "turn 1 has the role 'bot'; allowed: system, user",
+        "turn 1 has the role 'bot', which is not known; say what it is with --roles",
     ),
     (line({"messages": [{"role": ["user"], "content": "x"}]}), "turn 1 has the role"),
     (line({"messages": [{"role": "user", "content": "x"}]}), "no assistant turn"),
-    (line({"messages": [{"role": "assistant", "content": None}]}), "turn 1 is a NoneType"),
+    (line({"messages": [{"role": "assistant", "content": None}]}), "an assistant turn is empty"),
     (line(chat(" \n")), "assistant turn is empty"),
     (line({"prompt": "x", "completion": ""}), "assistant turn is empty"),
-    (line({"prompt": "x", "completion": 3}), "the answer is a int"),
+    (line({"prompt": "x", "completion": 3}), "the answer is a number"),
     (line({"instruction": ["x"], "output": "y"}), "'instruction' is a list"),
     (b'{"prompt": "half \\ud83d", "completion": "y"}', "lone surrogate at character 5"),
 ]

@@ -39,9 +39,13 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         ("cut.jsonl.gz", gzip.compress(line(chat()) * 50)[:-20], "cannot read .*cut.jsonl.gz"),
         ("not.jsonl.zst", b"plain text", "cannot read .*not.jsonl.zst"),
         ("not.parquet", b"plain text", "cannot read .*not.parquet"),
-        ("array.json", b'[\n{"messages": []}\n]', "one JSON array"),
+        ("cut.json", b'[\n{"messages": []},\n{"messages"', "cannot read .*cut.json: a value in it is not readable"),
+        ("more.json", b'[\n{"messages": []}\n] {}', "more after its JSON array"),
+        ("wrapped.json", b'{"n": 1,\n"rows": [{"a": 1}]}', "under 'rows'; name them as .*wrapped.json:rows"),
+        ("wrapped.jsonl", b'{"n": 1, "rows": [{"a": 1}]}', "under 'rows'; name them as .*wrapped.jsonl:rows"),
+        ("twice.csv", b"a,a\n1,2", "empty or repeated names"),
         ("empty.jsonl", b"\n \n", "the pool is empty"),
-        ("table.csv", b"a,b", "no known kind; known: .jsonl"),
+        ("table.xlsx", b"a,b", "no known kind; known: .jsonl"),
     ],
 )
 def test_a_source_that_is_damaged_or_of_another_kind(tmp_path: Path, name: str, content: bytes, why: str) -> None:

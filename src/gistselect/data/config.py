@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gistselect.data.columns import PLACES, ROLES
+
+Many = Parameter(consume_multiple=True, negative="")
 
 
 class ReadOptions(BaseModel):
@@ -12,8 +18,45 @@ class ReadOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto"
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "pair", "turns", "text"] = "auto"
     """Shape of the rows."""
+    columns: Annotated[tuple[str, ...], Many] = ()
+    """Where things stand in columns of other names: prompt=Question completion=Answer system=Preamble."""
+    roles: Annotated[tuple[str, ...], Many] = ()
+    """Names of roles beyond the usual ones: agent=assistant customer=user."""
+    separator: str | None = None
+    """For rows of one text: what stands right before the answer; only what follows its last place is learned."""
+    supervise: Literal["all", "last"] = "all"
+    """Learn from every answer of a conversation, or from its last one."""
+    revision: str | None = None
+    """Branch, tag or commit of hub data sets."""
+
+    @field_validator("columns", "roles", mode="before")
+    @classmethod
+    def _as_pairs(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return tuple(f"{name}={column}" for name, column in value.items())
+        if isinstance(value, str):
+            value = (value,)
+        return tuple(pair for given in value for pair in str(given).split(",") if pair)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            place, equals, column = pair.partition("=")
+            if not equals or not column or place not in PLACES:
+                raise ValueError(f"{pair!r} is not of the form place=column with a place among {', '.join(PLACES)}")
+        return value
+
+    @field_validator("roles")
+    @classmethod
+    def _known_roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            name, _, role = pair.partition("=")
+            if not name or role not in ROLES:
+                raise ValueError(f"{pair!r} is not of the form name=role with a role among {', '.join(ROLES)}")
+        return value
 
     @property
     def reading(self) -> ReadOptions:

@@ -19,10 +19,12 @@ from typing import Any
 
 from gistselect.data.config import ReadOptions
 from gistselect.data.parts import File, Part, serialised
-from gistselect.data.shapes import Row, conversation, shorten, text
+from gistselect.data.shapes import Conversation, Row, conversation, renamed
 from gistselect.data.sources import open_parts
+from gistselect.data.summary import Detected, shown
+from gistselect.data.turns import is_missing, kind, shorten, text
 from gistselect.errors import DataError
-from gistselect.types import Message, Place, Record, Rejected
+from gistselect.types import Place, Record, Rejected
 
 
 class _Ids:
@@ -90,15 +92,26 @@ class Pool:
         depend on how often it was seen before.
         """
         ids, row = _Ids(), 0
+        self._found.clear()
         for index, part in enumerate(self.parts):
+            detected = Detected(name=part.name)
+            self._found.append(detected)
             for number, offset, item in part.items():
                 content = serialised(item)
                 place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content))
-                yield self._read(part, number, item, row, place, ids)
+                yield self._read(part, number, item, row, place, ids, detected)
                 row += 1
         if row == 0:
             names = ", ".join(part.name for part in self.parts)
             raise DataError(f"the pool is empty: no data row in {names}. Give a source that has rows.")
+
+    def summary(self) -> tuple[Detected, ...]:
+        """What the last pass of `rows` found in each part, as far as it went."""
+        return tuple(self._found)
+
+    @cached_property
+    def _found(self) -> list[Detected]:
+        return []
 
     def fetch(self, places: Mapping[int, Place]) -> dict[int, bytes]:
         """The bytes at these places without line feed, by the same keys: lines as they stand, others as one object.
@@ -124,32 +137,48 @@ class Pool:
             found |= proved
         return found
 
-    def _read(self, part: Part, number: int, item: Any, row: int, place: Place, ids: _Ids) -> Record | Rejected:
-        own, source, reason, group = None, part.source, "", ""
-        messages, plain = (), False
+    def _read(
+        self, part: Part, number: int, item: Any, row: int, place: Place, ids: _Ids, detected: Detected
+    ) -> Record | Rejected:
+        own, source, reason, group, read = None, part.source, "", "", None
         try:
             content = _parsed(item)
-            own = _own_id(content)
-            source = _named_source(content) or source
-            messages, plain = conversation(content, self.options.format)
+            named = renamed(content, self.options.columns)
+            own = _own_id(named)
+            source = _named_source(named) or source
+            read = conversation(named, self.options)
             group = self._group(content)
         except DataError as error:
             reason = str(error)
-        id = own or _fallback_id(item, messages, plain)
+        id = own or _fallback_id(item, read)
         if not ids.claim(id):
+            detected.n_repeated_ids += own is not None
             id = f"{id}@{part.source}:{number}"
             while not ids.claim(id):
                 id = f"{id}@{row}"
-        if reason:
+        detected.n_rows += 1
+        if read is None or reason:
+            detected.n_rejected += 1
             reason = f"{part.name}, {part.unit} {number}: {reason}"
             return Rejected(id=id, source=source, row=row, reason=reason, place=place)
+        detected.shapes[read.shape] += 1
+        detected.count_unread(read.unread)
+        detected.example = detected.example or shown(read.messages)
         return Record(
-            id=id, source=source, row=row, messages=messages, plain=plain, group=group, user_id=own, place=place
+            id=id,
+            source=source,
+            row=row,
+            messages=read.messages,
+            tools=read.tools,
+            plain=read.plain,
+            group=group,
+            user_id=own,
+            place=place,
         )
 
     def _group(self, row: Row) -> str:
         value = row.get(self.group_column or "group")
-        if isinstance(value, str | int):
+        if isinstance(value, str | int | float) and not is_missing(value):
             return text(str(value), "the group")
         if self.group_column:
             raise DataError(f"it has no group in {self.group_column!r}; its columns: {shorten(sorted(row))}")
@@ -172,14 +201,14 @@ def _parsed(item: Any) -> Row:
     elif isinstance(item, DataError):
         raise item
     if not isinstance(item, Mapping) or any(not isinstance(key, str) for key in item):
-        raise DataError(f"the row is a {type(item).__name__}, not an object with named columns")
+        raise DataError(f"the row is {kind(item)}, not an object with named columns")
     return item
 
 
 def _own_id(row: Row) -> str | None:
     """The row's `id` as text: JSON for what is neither text nor a whole number; None if missing, empty or NaN."""
     value = row.get("id")
-    if value is None or value == "" or value != value:
+    if is_missing(value) or value == "":
         return None
     if not isinstance(value, str):
         value = serialised(value).decode()
@@ -191,11 +220,15 @@ def _named_source(row: Row) -> str | None:
     return next((value.encode(errors="backslashreplace").decode() for value in named), None)
 
 
-def _fallback_id(item: Any, messages: tuple[Message, ...], plain: bool) -> str:
+def _fallback_id(item: Any, read: Conversation | None) -> str:
     """Depends on what the record says, so that it survives a move to another file or file format."""
     content = serialised(item)
-    if messages:
-        content = json.dumps([plain, [[m.role, m.content] for m in messages]]).encode()
+    if read is not None:
+        said: list[Any] = [read.plain, [[message.role, message.content] for message in read.messages]]
+        more = [message for message in read.messages if message.tool_calls or message.reasoning]
+        if more or read.tools:
+            said.append([[message.reasoning, message.tool_calls] for message in more] + [read.tools])
+        content = json.dumps(said).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -206,14 +239,17 @@ def open_pool(
     group_column: str | None = None,
     exclude: Path | None = None,
 ) -> Pool:
-    """A pool over files, folders, globs and `hf:owner/name[:split]` data sets, in the order given.
+    """A pool over files, folders, globs and `hf:owner/name[:config][:split]` data sets, in the order given.
 
-    Files: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json` (one object per line) and `.parquet`. Folders are searched
-    recursively in sorted order; what lies below `exclude`, such as the run folder, is no part of them or of globs.
-    Raises `DataError` for a source that is missing, of another kind or named twice.
+    Files: `.jsonl`, `.ndjson`, `.json` (lines, objects or an array; an array within an object as `file.json:key`),
+    `.csv` and `.tsv`, all of them also with `.gz` or `.zst`, and `.parquet`. Folders are searched recursively in
+    sorted order, hidden files aside; there `.json` counts only if there is nothing else. What lies below `exclude`,
+    such as the run folder, is no part of folders and globs. Raises `DataError` for a source that is missing, of
+    another kind, named twice, or a folder of several configurations or splits.
     """
-    parts = tuple(open_parts(sources, exclude))
-    return Pool(parts=parts, options=(options or ReadOptions()).reading, group_column=group_column)
+    options = (options or ReadOptions()).reading
+    parts = tuple(open_parts(sources, exclude, options.revision))
+    return Pool(parts=parts, options=options, group_column=group_column)
 
 
 def read_records(

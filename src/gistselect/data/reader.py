@@ -64,7 +64,7 @@ class Reader:
     def _respelled(self, rendered: Rendered) -> Tokens | DataError:
         text, edges = self._respell(rendered)
         encoding = self._copy.encode(text, add_special_tokens=not rendered.complete)
-        ids = [self._original.get(id, id) for id in encoding.ids]
+        ids: list[int] = [self._original.get(id, id) for id in list[int](encoding.ids)]
         offsets = [(int(edges[start]), int(edges[end])) for start, end in encoding.offsets]
         if self._takes_words(rendered, ids, offsets):
             words = next(token for token in self._control if token in rendered.text)

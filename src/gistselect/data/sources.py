@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from gistselect.data.parts import File, JsonLines, Parquet, Part, Rows
+import yaml
+
+from gistselect.data.json_files import Json
+from gistselect.data.parts import File, Part, Rows
+from gistselect.data.tables import Csv, Parquet
 from gistselect.errors import DataError
 
-READERS: dict[str, type[JsonLines | Parquet]] = {
-    ".jsonl": JsonLines,
-    ".jsonl.gz": JsonLines,
-    ".jsonl.zst": JsonLines,
-    ".json": JsonLines,
+_COMPRESSIONS = ("", ".gz", ".zst")
+READERS: dict[str, Callable[[Path], Part]] = {
+    **{kind + packed: Json for kind in (".jsonl", ".ndjson", ".json") for packed in _COMPRESSIONS},
+    **{kind + packed: Csv for kind in (".csv", ".tsv") for packed in _COMPRESSIONS},
     ".parquet": Parquet,
 }
-FOLDER_SUFFIXES = tuple(suffix for suffix in READERS if suffix != ".json")
-"""Folders hold all kinds of `.json` beside their data, so there only these count."""
+_LONE_JSON = tuple(".json" + packed for packed in _COMPRESSIONS)
+"""Folders hold all kinds of `.json` beside their data: there these count only where there is nothing else."""
 
 
-def open_parts(sources: Sequence[str | Path], exclude: Path | None) -> list[Part]:
+def open_parts(sources: Sequence[str | Path], exclude: Path | None, revision: str | None) -> list[Part]:
     """The parts that the sources name, in order; folders are searched recursively and sorted.
 
     Files below `exclude` are left out of folders and globs. Raises `DataError` for a source that is missing, of
-    another kind or named twice.
+    another kind or named twice, or a folder that is a data set with several configurations or splits.
     """
-    parts = [part for source in sources for part in _open(source, exclude)]
+    parts = [part for source in sources for part in _open(source, exclude, revision)]
     seen: set[str] = set()
     for part in parts:
         name = str(part.path.resolve()) if isinstance(part, File) else part.name
@@ -36,13 +40,16 @@ def open_parts(sources: Sequence[str | Path], exclude: Path | None) -> list[Part
     return parts
 
 
-def _open(source: str | Path, exclude: Path | None) -> list[Part]:
+def _open(source: str | Path, exclude: Path | None, revision: str | None) -> list[Part]:
     named = str(source)
     if named.startswith("hf:"):
-        return [_hub_data_set(named.removeprefix("hf:"))]
+        return [_hub_data_set(named.removeprefix("hf:"), revision)]
     path = Path(named)
     if path.exists():
         return _open_path(path, exclude)
+    file, _, key = named.rpartition(":")
+    if key and Path(file).is_file() and file.endswith(tuple(READERS)):
+        return [Json(Path(file), key)]
     if not glob.has_magic(named):
         raise DataError(f"there is no file or folder {named!r}; for a hub data set write hf:owner/name.")
     matches = [path for match in sorted(glob.glob(named, recursive=True)) if not _below(path := Path(match), exclude)]
@@ -54,15 +61,45 @@ def _open(source: str | Path, exclude: Path | None) -> list[Part]:
 def _open_path(path: Path, exclude: Path | None) -> list[Part]:
     if not path.is_dir():
         return [_open_file(path)]
-    found = (file for file in path.rglob("*") if file.name.endswith(FOLDER_SUFFIXES) and file.is_file())
-    files = sorted(file for file in found if not _below(file, exclude))
+    _refuse_configurations(path)
+    files = sorted(file for file in _visible(path) if file.name.endswith(tuple(READERS)) and not _below(file, exclude))
+    files = [file for file in files if not file.name.endswith(_LONE_JSON)] or files
     if not files:
-        raise DataError(f"the folder {path} holds no data; looked for {', '.join(FOLDER_SUFFIXES)} below it.")
+        hint = f"; it was written by datasets, so name it as hf:{path}" if _is_saved(path) else ""
+        raise DataError(f"the folder {path} holds no data; looked for {', '.join(READERS)} below it{hint}.")
     return [_open_file(file) for file in files]
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _below(path: Path, exclude: Path | None) -> bool:
     return exclude is not None and path.resolve().is_relative_to(exclude.resolve())
+
+
+def _refuse_configurations(folder: Path) -> None:
+    """Raises `DataError` if the card of a data set says that its files are of several configurations or splits."""
+    card = folder / "README.md"
+    try:
+        opening = card.read_text(encoding="utf-8", errors="replace").split("---")[:2] if card.is_file() else []
+        described = yaml.safe_load(opening[1]) if len(opening) == 2 and not opening[0].strip() else None
+        configs = described.get("configs") if isinstance(described, dict) else None
+        named = [
+            (config["config_name"], one["split"])
+            for config in configs or ()
+            for one in config["data_files"]
+            if isinstance(config["data_files"], list)
+        ]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return
+    if len(named) > 1:
+        listed = ", ".join(f"hf:{folder}:{config}:{split}" for config, split in named)
+        raise DataError(
+            f"{folder} is a data set of {len(named)} parts that do not belong together; name one: {listed}."
+        )
 
 
 def _open_file(path: Path) -> Part:
@@ -72,26 +109,43 @@ def _open_file(path: Path) -> Part:
     raise DataError(f"{path} is of no known kind; known: {', '.join(READERS)}. Convert or rename it.")
 
 
-def _hub_data_set(name: str) -> Rows:
-    """One split (`train` if none is named) of a data set on the hub, in a folder, or from `save_to_disk`."""
+def _is_saved(path: Path) -> bool:
+    return any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _hub_data_set(name: str, revision: str | None) -> Rows:
+    """One configuration and split (`train` if none is named) of a data set on the hub, in a folder, or saved there.
+
+    After the name, `:config:split`, or one of the two.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
 
-    path, split = name, None
-    if not Path(name).exists() and ":" in name:
-        path, _, split = name.rpartition(":")
+    pieces = name.split(":")
+    length = next((n for n in range(len(pieces), 1, -1) if Path(":".join(pieces[:n])).exists()), 1)
+    path, parts = ":".join(pieces[:length]), pieces[length:]
+    if len(parts) > 2:
+        raise DataError(f"hf:{name} has more than a configuration and a split after its name.")
     try:
-        if any((Path(path) / file).is_file() for file in ("state.json", "dataset_dict.json")):
-            data = datasets.load_from_disk(path)
+        if _is_saved(Path(path)):
+            data: Any = datasets.load_from_disk(path)
         else:
-            data = datasets.load_dataset(path)
+            configs = list(map(str, datasets.get_dataset_config_names(path, revision=revision)))
+            config = parts.pop(0) if parts and (len(parts) == 2 or parts[0] in configs) else None
+            if config is not None and config not in configs:
+                raise DataError(f"the data set {path!r} has no configuration {config!r}; it has: {', '.join(configs)}.")
+            if config is None and len(configs) > 1:
+                listed = ", ".join(f"hf:{path}:{one}" for one in configs)
+                raise DataError(f"the data set {path!r} has several configurations; name one: {listed}.")
+            data = datasets.load_dataset(path, config, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(f"cannot load the data set {path!r}: {error}") from error
+    split = parts[0] if parts else None
     if not isinstance(data, datasets.DatasetDict):
         if split is not None:
             raise DataError(f"the data set {path!r} has no splits, so leave out {split!r}")
         return Rows(name, data)
-    split = split or ("train" if "train" in data or len(data) != 1 else next(iter(data)))
+    split = split or ("train" if "train" in data or len(data) != 1 else str(next(iter(data))))
     if split not in data:
         raise DataError(f"the data set {path!r} has no split {split!r}; it has: {', '.join(map(str, data))}.")
     return Rows(name, data[split])

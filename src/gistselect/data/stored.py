@@ -33,6 +33,20 @@ def _told(thing: Message | Record, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalised(record: Record) -> dict[str, Any]:
-    """A record as a chat row, whatever shape it was read from."""
-    messages = [{"role": message.role, "content": message.content} for message in record.messages]
-    return {"id": record.id, "dataset": record.source, "messages": messages}
+    """A record as a chat row in the names that trainers read, whatever shape it was read from."""
+    row: dict[str, Any] = {
+        "id": record.id,
+        "dataset": record.source,
+        "messages": list(map(_chat_turn, record.messages)),
+    }
+    return row | ({"tools": list(record.tools)} if record.tools else {})
+
+
+def _chat_turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = list(message.tool_calls)
+    turn |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name))}
+    return turn if message.supervised else turn | {"weight": 0}
