@@ -28,7 +28,7 @@ class ReadOptions(BaseModel):
     """For rows of one text: what stands right before the answer; only what follows its last place is learned."""
     supervise: Literal["all", "last"] = "all"
     """Learn from every answer of a conversation, or from its last one."""
-    revision: str | None = None
+    pool_revision: str | None = None
     """Branch, tag or commit of hub data sets."""
 
     @field_validator("columns", "roles", mode="before")

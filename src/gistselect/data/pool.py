@@ -248,7 +248,7 @@ def open_pool(
     another kind, named twice, or a folder of several configurations or splits.
     """
     options = (options or ReadOptions()).reading
-    parts = tuple(open_parts(sources, exclude, options.revision))
+    parts = tuple(open_parts(sources, exclude, options.pool_revision))
     return Pool(parts=parts, options=options, group_column=group_column)
 
 
