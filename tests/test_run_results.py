@@ -58,6 +58,22 @@ def test_truncation_is_counted_and_queries_have_a_file_of_their_own(config: dict
     assert "1 cut, 1 unusable" in said
 
 
+def test_what_was_found_and_what_was_not_used_is_said_with_counts(config: dict[str, Any], pool_file: Path) -> None:
+    strange = [row("Look.", "A cat.", id=f"picture-{n}", picture_of="a cat") for n in range(3)]
+    with pool_file.open("a", encoding="utf-8") as file:
+        file.write("".join("\n" + json.dumps(one) for one in strange))
+        file.write("".join("\n" + json.dumps(row("Empty?", "", id=f"empty-{n}")) for n in range(2)))
+    reporter = RecordingReporter()
+    output = run(config, reporter, until="ingest")
+    said = "\n".join(reporter.said)
+    assert "53 as messages" in said
+    assert "3 rows have it" in said
+    assert "  3 rows: an assistant turn is empty" in said
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert sum(manifest["pool"]["reasons"].values()) == manifest["pool"]["n_rejected"] == 4
+    assert any("picture_of" in line for line in manifest["found"])
+
+
 def test_the_forecast_counts_every_pass_and_what_is_there(config: dict[str, Any]) -> None:
     def forecast(**changes: Any) -> str:
         reporter = RecordingReporter()

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gistselect.data.columns import PLACES, ROLES
+from gistselect.groups import DATA, many
 
-Many = Parameter(consume_multiple=True, negative="")
+Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "pair", "turns", "text"]
 
 
 class ReadOptions(BaseModel):
@@ -18,18 +19,18 @@ class ReadOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "pair", "turns", "text"] = "auto"
+    format: Annotated[Format, Parameter(group=DATA)] = "auto"
     """Shape of the rows."""
-    columns: Annotated[tuple[str, ...], Many] = ()
+    columns: Annotated[tuple[str, ...], many(DATA)] = ()
     """Where things stand in columns of other names: prompt=Question completion=Answer system=Preamble."""
-    roles: Annotated[tuple[str, ...], Many] = ()
+    roles: Annotated[tuple[str, ...], many(DATA)] = ()
     """Names of roles beyond the usual ones: agent=assistant customer=user."""
-    separator: str | None = None
+    separator: Annotated[str | None, Parameter(group=DATA)] = None
     """For rows of one text: what stands right before the answer; only what follows its last place is learned."""
-    supervise: Literal["all", "last"] = "all"
+    supervise: Annotated[Literal["all", "last"], Parameter(group=DATA)] = "all"
     """Learn from every answer of a conversation, or from its last one."""
-    pool_revision: str | None = None
-    """Branch, tag or commit of hub data sets."""
+    pool_revision: Annotated[str | None, Parameter(group=DATA)] = None
+    """Branch, tag or commit of the hub data sets of the pool."""
 
     @field_validator("columns", "roles", mode="before")
     @classmethod
@@ -67,7 +68,7 @@ class ReadOptions(BaseModel):
 class TextOptions(ReadOptions):
     """How rows become token ids."""
 
-    template: str = "tulu"
+    template: Annotated[str, Parameter(group=DATA)] = "tulu"
     """How a conversation becomes text: tulu (published), model (the tokenizer's chat template) or a jinja file."""
-    max_length: int = Field(default=2048, ge=2)
+    max_length: Annotated[int, Parameter(group=DATA)] = Field(default=2048, ge=2)
     """Longest example in tokens; longer ones are cut."""

@@ -13,6 +13,7 @@ from gistselect.run.store import Artifact
 from gistselect.run.warmup import WarmUp
 from gistselect.selection.budget import rows_for_budget
 
+SHOWN_FILES, SHOWN_REASONS = 12, 5
 FLOP_PER_TOKEN = 4
 """Times the parameters: 2 forward and 2 for the gradients of the activations (weights are frozen)."""
 
@@ -30,12 +31,22 @@ def forecast(plan: Plan, config: RunConfig) -> str:
             f"{facts['n_truncated']:,} rows cut at {config.max_length:,}"
         )
     lines = [
+        *_found(plan),
         f"{pool}.",
+        *(f"  {count:,} rows: {reason}" for reason, count in list(facts.get("reasons", {}).items())[:SHOWN_REASONS]),
         f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {n_rows:,} rows ({config.budget}).",
         f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
         f"Forecast: {_work(plan, config)}.",
     ]
     return "\n".join(lines)
+
+
+def _found(plan: Plan) -> list[str]:
+    """What was found in the files of the pool; of many files, what is worth a look."""
+    found = plan.records.rows.facts["found"]
+    if len(found) <= SHOWN_FILES:
+        return found
+    return [*found[:SHOWN_FILES], f"and {len(found) - SHOWN_FILES} more lines of that kind; see manifest.json"]
 
 
 def _cut_queries(plan: Plan) -> str:

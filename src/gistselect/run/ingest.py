@@ -7,6 +7,8 @@ are made from records, so a second tokenizer reads no pool file again. Both hold
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,6 +62,10 @@ TOKENS_SCHEMA = pa.schema(
     }
 )
 IDENTITY = ["id", "source", "row"]
+KEPT_REASONS, REASON_LENGTH = 20, 200
+"""Kinds of reasons that are counted, and their characters."""
+_PLACE = re.compile(r"^[^\n]*?, (?:line|row|object|item) \d+: ")
+"""The file and the place at which a reason begins."""
 COUNTS = ["n_tokens", "n_supervised", "n_cut"]
 
 
@@ -220,7 +226,11 @@ class ReadPool:
                 for name, count in zip(totals, (len(batch), len(batch) - n_rejected, n_rejected, 1), strict=True):
                     totals[name] += count
                 step.advance(len(batch))
-        artifact.complete(**totals, rows_of_shards=usable_of_shards)
+        artifact.complete(
+            **totals,
+            rows_of_shards=usable_of_shards,
+            found=[line for part in self.pool.summary() for line in part.lines],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,11 +300,13 @@ def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
         ("n_rows", "n_usable", "n_rejected", "n_tokens", "n_supervised", "n_truncated", "longest"), 0
     )
     tokens_of_shards = []
+    reasons: Counter[str] = Counter()
     for index in range(n_shards):
         table = read_table(artifact.shard(index), [*COUNTS, "reason"])
         n_rejected = table.num_rows - table["reason"].null_count
         lengths = table["n_tokens"].to_numpy()
         tokens_of_shards.append(int(lengths.sum()))
+        reasons.update(map(kind_of_reason, table["reason"].drop_null().to_pylist()))
         totals["n_rows"] += table.num_rows
         totals["n_rejected"] += n_rejected
         totals["n_usable"] += table.num_rows - n_rejected
@@ -302,7 +314,13 @@ def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
         totals["n_supervised"] += int(table["n_supervised"].to_numpy().sum())
         totals["n_truncated"] += int((table["n_cut"].to_numpy() > 0).sum())
         totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
-    return {**totals, "tokens_of_shards": tokens_of_shards}
+    common = dict(reasons.most_common(KEPT_REASONS))
+    return {**totals, "tokens_of_shards": tokens_of_shards, "reasons": common}
+
+
+def kind_of_reason(reason: str) -> str:
+    """A reason without its place and its numbers, so that rows of one fault count together."""
+    return re.sub(r"\d+(?:[.,]\d+)*", "N", _PLACE.sub("", reason, count=1))[:REASON_LENGTH]
 
 
 def refuse_unusable(rows: Rows, *, strict: bool) -> None:

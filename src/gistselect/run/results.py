@@ -148,6 +148,7 @@ def write_manifest(
             "seed": seed,
             **plan.described,
             "pool": plan.candidates.facts,
+            "found": plan.records.rows.facts["found"],
             "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
             **counts,
             "wall_seconds": dict(seconds),
