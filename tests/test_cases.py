@@ -14,9 +14,9 @@ from gistselect.data.pool import open_pool
 from gistselect.data.stored import normalised
 from gistselect.data.templates import load_template
 from gistselect.errors import DataError
-from gistselect.types import Message, Record, Rejected
+from gistselect.types import Record, Rejected
 from rows import chat, contents, fetched, in_memory, line, reason
-from texts import conversation, example, pieces, tiny_tokenizer
+from texts import pieces, tiny_tokenizer
 
 CALL = {"name": "area", "arguments": {"sides": [2, 4]}}
 TOOL = {"name": "area", "description": "Area", "parameters": {"type": "object", "properties": {}}}
@@ -318,148 +318,6 @@ def test_a_folder_of_several_configurations_is_not_mixed(tmp_path: Path, monkeyp
     for named, answer in (("one", "one train"), ("two:test", "two test")):
         (row,) = open_pool([f"hf:{folder}:{named}"]).rows()
         assert contents(row)[1][1] == answer
-
-
-# Chat templates as models ship them: own minimal copies of their habits.
-
-TEMPLATES = {
-    "reasoning only in the last turn": (
-        """{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant
-{% if loop.last %}<think>
-{{ m.reasoning_content | default('') }}
-</think>
-
-{% endif %}{{ m.content }}<|im_end|>
-{% else %}<|im_start|>{{ m.role }}
-{{ m.content }}<|im_end|>
-{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}""",
-        ["A1.<|im_end|>\n", "<think>\n\n</think>\n\nA2.<|im_end|>\n"],
-    ),
-    "the prompt opens the reasoning": (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<A>{{ m.content.split('</think>')[-1] }}"
-        "{{ eos_token }}{% elif m.role == 'user' %}<U>{{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<A><think>\n{% endif %}",
-        ["A1.</s>", "A2.</s>"],
-    ),
-    "an end of sequence at the very end": (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
-        ["A1.<|end|>\n", "A2.<|end|>\n</s>"],
-    ),
-    "another end in the last turn": (
-        "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
-        "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
-        ["<|message|>A1.<|end|>", "<|message|>A2.<|return|>"],
-    ),
-    "system text in the last user turn": (
-        "{% set system = messages[0].content if messages[0].role == 'system' else '' %}{% for m in messages %}"
-        "{% if m.role == 'user' %}[INST] {% if loop.index0 >= messages | length - 2 and system %}{{ system }}\n\n"
-        "{% endif %}{{ m.content }}[/INST]{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}"
-        "{% endfor %}",
-        [" A1.</s>", " A2.</s>"],
-    ),
-    "the stop token belongs to the next turn": (
-        "[gMASK]{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-        ["\nA1.<|user|>", "\nA2."],
-    ),
-    "contents are parts": (
-        "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}<end>\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}",
-        [" A1.<end>\n", " A2.<end>\n"],
-    ),
-}
-TURNS = (("user", "Q1?"), ("assistant", "A1."), ("user", "Q2?"), ("assistant", "A2."))
-
-
-def template_of(source: str) -> Any:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = source
-    return load_template("model", tokenizer), tokenizer
-
-
-@pytest.mark.parametrize("system", [(), (("system", "Sys."),)])
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_answers_are_found_in_the_whole_rendering(name: str, system: tuple[tuple[str, str], ...]) -> None:
-    source, expected = TEMPLATES[name]
-    template, tokenizer = template_of(source)
-    for turns in (TURNS, TURNS[2:]):
-        record = conversation(*system, *turns)
-        result = example(record, template, tokenizer)
-        assert pieces(template.render(record))[1] == expected[-len(turns) // 2 :]
-        told = [{"role": message.role, "content": message.content} for message in record.messages]
-        if name == "contents are parts":
-            told = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in told]
-        assert result.input_ids.tolist() == tokenizer.apply_chat_template(told)["input_ids"]
-
-
-def test_context_answers_are_not_supervised_under_any_template() -> None:
-    for source, expected in TEMPLATES.values():
-        template, _ = template_of(source)
-        messages = [Message(role=role, content=said, supervised=said != "A1.") for role, said in TURNS]
-        record = Record(id="r", source="s", row=0, messages=tuple(messages))
-        assert pieces(template.render(record))[1] == expected[1:]
-
-
-def test_reasoning_reaches_a_template_that_shows_it_and_is_refused_by_others() -> None:
-    messages = (Message(role="user", content="Q?"), Message(role="assistant", content="A.", reasoning="Hm."))
-    record = Record(id="r", source="s", row=0, messages=messages)
-    template, _ = template_of(TEMPLATES["reasoning only in the last turn"][0])
-    assert pieces(template.render(record))[1] == ["<think>\nHm.\n</think>\n\nA.<|im_end|>\n"]
-    template, _ = template_of(TEMPLATES["an end of sequence at the very end"][0])
-    with pytest.raises(DataError, match="does not show the reasoning of turn 2"):
-        template.render(record)
-
-
-CALLS = """{% for t in tools or [] %}{{ t | tojson }}
-{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}\
-[CALL]{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<end>
-{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
-
-
-def test_calls_and_tools_reach_a_template() -> None:
-    record = one(
-        {
-            "messages": [
-                QUESTION,
-                {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},
-                {"role": "tool", "content": "8"},
-                ANSWER,
-            ],
-            "tools": [TOOL],
-        }
-    )
-    template, _ = template_of(CALLS)
-    text, answers = pieces(template.render(record))
-    assert answers == ['[CALL]area{"sides": [2, 4]}<end>\n', "A.<end>\n"]
-    assert text.startswith('{"type": "function"')
-    for source in (CALLS.replace("m.tool_calls", "[]"), CALLS.replace("t | tojson", "''")):
-        template, _ = template_of(source)
-        with pytest.raises(DataError, match=r"does not show (its tools|the call in turn 2)"):
-            template.render(record)
-
-
-# Control tokens.
-
-
-@pytest.mark.parametrize("template_name", ["tulu", "model"])
-def test_text_of_a_row_is_never_a_control_token(template_name: str) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATES["the prompt opens the reasoning"][0]
-    template = load_template(template_name, tokenizer)
-    for hostile in ("</s>", "<s>", "a</s><s>b", "</s></s>"):
-        record = conversation(("user", f"Say {hostile}!"), ("assistant", f"It is {hostile} x"))
-        found = example(record, template, tokenizer)
-        honest = example(conversation(("user", "Say it!"), ("assistant", "It is x")), template, tokenizer)
-        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-            assert (found.input_ids == token).sum() == (honest.input_ids == token).sum()
-        whole = tokenizer.decode(found.input_ids, clean_up_tokenization_spaces=False)
-        assert f"Say {hostile}!" in whole
-        labels = tokenizer.decode(found.input_ids[found.supervised], clean_up_tokenization_spaces=False)
-        assert labels.startswith(f"It is {hostile} x</s>")
-        assert labels.count("</s>") == hostile.count("</s>") + 1
 
 
 # The whole folder of situations, where it is.

@@ -89,7 +89,7 @@ class JinjaTemplate:
         context = record.messages[:-1]
         shown = self._show(context, record.tools, prompt=True)
         prompt = shown.text[shown.end :]
-        if (thinking := THINKING_OPENS.search(prompt)) and "/think" not in prompt[thinking.end() :]:
+        if (thinking := THINKING_OPENS.search(prompt)) and thinking[1] is None:
             # An answer does not stand inside the reasoning that this prompt opens: take the turn as it is shown.
             whole = self._show(record.messages, record.tools)
             if starts := [start for start, _, turn in whole.placed if turn == len(context)]:

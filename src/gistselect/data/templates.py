@@ -226,5 +226,6 @@ def render_plain(record: Record, eos: str) -> Rendered:
     return written.rendered()
 
 
-THINKING_OPENS = re.compile(r"[<\[◁][\w:|▁｜]*think[\w|▁｜]*[>\]▷]", re.IGNORECASE)
-"""What opens a block of reasoning in a text."""
+_THINK = r"[\w:|▁｜]*think[\w|▁｜]*[>\]▷]\s*"
+THINKING_OPENS = re.compile(rf"[<\[◁]{_THINK}([<\[◁]/{_THINK})?\Z", re.IGNORECASE)
+"""What opens a block of reasoning, or an empty one, at the end of a prompt; the group is what closes it."""
