@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from dense_reference import dense_gist, dense_gradients
 from gistselect.errors import ConfigError, DataError, GistSelectError
+from gistselect.model.gradients import GradientEngine
 from gistselect.run import ingest as ingest_stage
 from gistselect.run import passes as passes_module
 from gistselect.run.config import RunConfig
@@ -260,14 +261,17 @@ def test_a_nan_gradient_is_quarantined_and_never_ranked(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sketch: int | None
 ) -> None:
     """Also in a sketched run, which compares the rest of its sample with exact scores."""
-    original = passes_module._features_table
+    original = GradientEngine.collect
 
-    def poisoned(rows: Any, values: Any) -> Any:
-        values[4] = np.nan
-        values[9] = np.inf
-        return original(rows, values)
+    def poisoned(engine: Any, examples: Any, sinks: Any) -> Any:
+        measured = original(engine, examples, sinks)
+        for sink in sinks:
+            values = sink.result()
+            values[4], values[9] = np.nan, np.inf
+            sink.result = lambda values=values: values
+        return measured
 
-    monkeypatch.setattr(passes_module, "_features_table", poisoned)
+    monkeypatch.setattr(GradientEngine, "collect", poisoned)
     output = run(config, budget=48, sketch=sketch)
     scored = pq.read_table(output / "scores.parquet")["id"].to_pylist()
     assert not {"row-4", "row-9"} & set(scored)
