@@ -114,6 +114,16 @@ def test_a_live_model_comes_back_as_it_was(tiny_model: Path, budget: int) -> Non
     assert base.config._attn_implementation == attention
 
 
+def test_a_forward_pass_reads_a_live_model_without_its_adapter(tiny_model: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    from_live = select(tiny_model, model=live, tokenizer=tokenizer, representation="rds")
+    from_disk = select(tiny_model, representation="rds")
+    assert from_live.ids == from_disk.ids
+    assert_allclose(from_live.scores, from_disk.scores, atol=1e-6)
+
+
 def test_another_scaling_of_a_live_adapter_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     live = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))

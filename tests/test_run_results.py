@@ -196,6 +196,22 @@ def test_every_arm_and_baseline_in_a_run(config: dict[str, Any], target_file: Pa
     assert list(reporter.last) == []
 
 
+def test_full_fine_tunings_are_measured_as_models(config: dict[str, Any], tmp_path: Path) -> None:
+    heldout = write_rows(tmp_path / "heldout.jsonl", [row("What is 8 and 9?", "The answer is 17.", group="a")])
+    output = run(
+        config,
+        evaluate=True,
+        heldout=(str(heldout),),
+        evaluate_tasks=(str(heldout),),
+        train_seeds=(0,),
+        finetune={"epochs": 1, "learning_rate": 1e-2, "global_batch_size": 4, "full": True},
+    )
+    loss, protocol = json.loads((output / "comparison.json").read_text())
+    means = {one["arm"]: one["interval"]["mean"] for one in loss["rows"]}
+    assert means["GIST"] < means["before"]
+    assert protocol["rows"][1]["interval"]["mean"] == pytest.approx(means["GIST"], rel=1e-3)
+
+
 def _stored(output: Path) -> dict[str, Any]:
     from gistselect.run.remember import recall
 

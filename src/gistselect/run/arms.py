@@ -41,6 +41,12 @@ class Recipe:
     tokens: TokenRows
     store: Store
 
+    def measured(self, trained: Path | None) -> tuple[ModelConfig, Path | None]:
+        """The model to load and the adapter to put on it, after a training or (None) before any."""
+        if trained is None or not self.training.full:
+            return self.model, trained
+        return self.model.model_copy(update={"path": str(trained), "revision": None}), None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -107,6 +113,7 @@ def _train(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, report
         seed=seed,
     )
     if not artifact.is_complete:
+        from gistselect.model.loading import load_tokenizer
         from gistselect.training.train import train
 
         artifact.begin()
@@ -120,5 +127,8 @@ def _train(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, report
                 seed=seed,
                 progress=step.reach,
             )
+        if recipe.training.full:
+            # A model folder is whole with its tokenizer; the library saves the weights alone.
+            load_tokenizer(recipe.model).save_pretrained(result.adapter)
         artifact.complete(adapter=str(result.adapter.relative_to(artifact.folder)))
     return artifact

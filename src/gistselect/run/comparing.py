@@ -132,8 +132,7 @@ class Compare:
             reporter.say(f"Evaluating {name}.")
             with reporter.steps("items") as progress:
                 evaluate(
-                    self.recipe.model,
-                    adapter,
+                    *self.recipe.measured(adapter),
                     self.tasks,
                     self.data_dir,
                     artifact / "results",
@@ -201,11 +200,12 @@ def plan_comparison(
     )
 
 
-def _model(recipe: Recipe, adapter: Path | None) -> Any:
+def _model(recipe: Recipe, trained: Path | None) -> Any:
     from gistselect.model.adapters import load_adapter
     from gistselect.model.loading import load_model
 
-    language_model = load_model(recipe.model)
+    model, adapter = recipe.measured(trained)
+    language_model = load_model(model)
     return load_adapter(language_model, adapter) if adapter else language_model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,9 @@ class Sources:
         if spec.reads == "hidden":
             from gistselect.model.forward import Forward
 
-            return HiddenSource(forward=Forward(model))
+            # A forward pass reads the pretrained model, also where a live one carries an adapter.
+            within = model.model.disable_adapter if spec.model is None else nullcontext
+            return HiddenSource(forward=Forward(model, spec.engine.packing, spec.engine.batch_tokens, within=within))
         from gistselect.model.gradients import GradientEngine
 
         return GradientSource(engine=GradientEngine(model, spec.engine, self._advance), checkpoint=spec.adapter)
