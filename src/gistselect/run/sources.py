@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Sources:
         self._opened: tuple[SourceSpec, Any] | None = None
         self._listener: Callable[[int], None] | None = None
         self._collectors: dict[str, Any] = {}
+        self._until_closed = ExitStack()
 
     @contextmanager
     def listening(self, listener: Callable[[int], None]) -> Iterator[None]:
@@ -82,6 +83,7 @@ class Sources:
             source = self._opened[1]
             if isinstance(source, GradientSource):
                 source.engine.close()
+            self._until_closed.close()
             self._opened = None
             self._collectors.clear()
 
@@ -101,9 +103,10 @@ class Sources:
         if spec.reads == "hidden":
             from gistselect.model.forward import Forward
 
-            # A forward pass reads the pretrained model, also where a live one carries an adapter.
-            within = model.model.disable_adapter if spec.model is None else nullcontext
-            return HiddenSource(forward=Forward(model, spec.engine.packing, spec.engine.batch_tokens, within=within))
+            if spec.model is None:
+                # A forward pass reads the pretrained model, also where a live one carries an adapter.
+                self._until_closed.enter_context(model.model.disable_adapter())
+            return HiddenSource(forward=Forward(model, spec.engine.packing, spec.engine.batch_tokens))
         from gistselect.model.gradients import GradientEngine
 
         return GradientSource(engine=GradientEngine(model, spec.engine, self._advance), checkpoint=spec.adapter)
