@@ -74,6 +74,19 @@ def test_what_was_found_and_what_was_not_used_is_said_with_counts(config: dict[s
     assert any("picture_of" in line for line in manifest["found"])
 
 
+def test_many_files_are_told_together(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for n in range(8):
+        write_rows(tmp_path / "many" / f"{n}.jsonl", [row(f"What is {n}?", "It is.", id=n, mood="good")] * (n + 1))
+    reporter = RecordingReporter()
+    run(config, reporter, pool=(str(tmp_path / "many"),), budget=2, until="ingest")
+    said = "\n".join(reporter.said)
+    assert "8 files: 36 rows, 36 as messages" in said
+    assert "8 files: 28 rows repeat the id" in said
+    assert "8 files: 'mood' is not read; 36 rows have it" in said
+    assert "7.jsonl" not in said
+
+
 def test_the_forecast_counts_every_pass_and_what_is_there(config: dict[str, Any]) -> None:
     def forecast(**changes: Any) -> str:
         reporter = RecordingReporter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gistselect.types import Message
@@ -48,6 +49,18 @@ class Detected:
         for column, count in sorted(self.unread.items()):
             lines.append(f"{self.name}: {column!r} is not read; {count:,} rows have it (--columns gives it a place)")
         return lines
+
+
+def together(parts: Sequence[Detected]) -> Detected:
+    """What was found in many parts, counted as one."""
+    whole = Detected(name=f"{len(parts)} files", example=parts[0].example)
+    for part in parts:
+        whole.n_rows += part.n_rows
+        whole.n_rejected += part.n_rejected
+        whole.n_repeated_ids += part.n_repeated_ids
+        whole.shapes += part.shapes
+        whole.unread += part.unread
+    return whole
 
 
 def shown(messages: tuple[Message, ...], limit: int = 60) -> str:

@@ -13,7 +13,7 @@ from gistselect.run.store import Artifact
 from gistselect.run.warmup import WarmUp
 from gistselect.selection.budget import rows_for_budget
 
-SHOWN_FILES, SHOWN_REASONS = 12, 5
+SHOWN_FOUND, SHOWN_REASONS = 6, 5
 FLOP_PER_TOKEN = 4
 """Times the parameters: 2 forward and 2 for the gradients of the activations (weights are frozen)."""
 
@@ -42,11 +42,9 @@ def forecast(plan: Plan, config: RunConfig) -> str:
 
 
 def _found(plan: Plan) -> list[str]:
-    """What was found in the files of the pool; of many files, what is worth a look."""
-    found = plan.records.rows.facts["found"]
-    if len(found) <= SHOWN_FILES:
-        return found
-    return [*found[:SHOWN_FILES], f"and {len(found) - SHOWN_FILES} more lines of that kind; see manifest.json"]
+    """What was found in the files of the pool; in many files together, and in each in manifest.json."""
+    facts = plan.records.rows.facts
+    return facts["found"] if len(facts["found"]) <= SHOWN_FOUND else facts["found_together"]
 
 
 def _cut_queries(plan: Plan) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gistselect.data.pool import Pool
 from gistselect.data.stored import record_from_json, record_json
+from gistselect.data.summary import together
 from gistselect.errors import ArtifactMismatchError, DataError
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, read_table, write_table
@@ -230,6 +231,7 @@ class ReadPool:
             **totals,
             rows_of_shards=usable_of_shards,
             found=[line for part in self.pool.summary() for line in part.lines],
+            found_together=together(self.pool.summary()).lines,
         )
 
 

@@ -83,9 +83,9 @@ class Sources:
             source = self._opened[1]
             if isinstance(source, GradientSource):
                 source.engine.close()
-            self._until_closed.close()
             self._opened = None
             self._collectors.clear()
+        self._until_closed.close()
 
     def _make(self, spec: SourceSpec) -> Any:
         if spec.reads == "text":
