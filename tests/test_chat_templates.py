@@ -157,3 +157,9 @@ def test_text_of_a_row_is_never_a_control_token(template_name: str) -> None:
         labels = tokenizer.decode(found.input_ids[found.supervised], clean_up_tokenization_spaces=False)
         assert labels.startswith(f"It is {hostile} x</s>")
         assert labels.count("</s>") == hostile.count("</s>") + 1
+
+
+def test_an_answer_of_thinking_tags_alone_is_refused() -> None:
+    template, _ = template_of(TEMPLATES["an end of sequence at the very end"][0])
+    with pytest.raises(DataError, match="turn 2 has no text but thinking tags"):
+        template.render(conversation(("user", "Q?"), ("assistant", "<think></think>")))

@@ -122,6 +122,8 @@ class JinjaTemplate:
             if not _is_supervised(message):
                 continue
             own = [(start, end) for start, end, of in shown.placed if of == turn]
+            if not own:
+                raise DataError(f"the answer of turn {turn + 1} has no text but thinking tags")
             first, last = min(start for start, _ in own), max(end for _, end in own)
             before = max((end for _, end, of in shown.placed if of != turn and end <= first), default=0)
             opening, closing = self._around(record, turn)

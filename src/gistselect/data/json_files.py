@@ -55,12 +55,23 @@ class Json(File):
         try:
             whole = json.loads(first)
         except (ValueError, RecursionError):
-            return "array" if first[:1] == b"[" else self._objects_or_lines()
+            return self._array_or_lines() if first[:1] == b"[" else self._objects_or_lines()
         if isinstance(whole, list):
             return "lines" if second else "array"
         if not second:
             self._refuse_wrapping(whole)
         return "lines"
+
+    def _array_or_lines(self) -> Layout:
+        """Whether an array that does not end in its line goes on in later ones; a broken first line does not."""
+        with readable(self.name), self.open() as stream:
+            try:
+                next(JsonValues(stream).array())
+            except (_MalformedError, StopIteration):
+                return "lines"
+            except _TooLongError:
+                pass
+        return "array"
 
     def _objects_or_lines(self) -> Layout:
         """Whether an object that does not end in its line ends in a later one; a broken line does not."""

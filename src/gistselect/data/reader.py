@@ -32,6 +32,7 @@ class Reader:
         self._tokenizer = tokenizer
         self._control = control_tokens(tokenizer)
         self._control_ids = np.asarray(tokenizer.convert_tokens_to_ids(list(self._control)), dtype=np.int64)
+        self._known = frozenset(self._control_ids.tolist())
 
     def read(self, batch: Sequence[Rendered]) -> list[Tokens | DataError]:
         """Ids and offsets of each text, all of which are complete or none; a `DataError` says why there are none."""
@@ -50,15 +51,13 @@ class Reader:
 
     def _takes_words(self, rendered: Rendered, ids: list[int], offsets: list[Span]) -> bool:
         """Whether a control token shares a character with what the row says."""
-        positions = np.flatnonzero(np.isin(np.asarray(ids), self._control_ids))
-        if not len(positions) or not rendered.content:
+        if not rendered.content or self._known.isdisjoint(ids):
             return False
-        start, end = np.asarray(rendered.content).T
-        for position in positions:
-            first, last = offsets[position]
-            before = int(np.searchsorted(start, last)) - 1
-            if first < last and before >= 0 and bool((end[: before + 1] > first).any()):
-                return True
+        for position, id in enumerate(ids):
+            if id in self._known:
+                first, last = offsets[position]
+                if first < last and any(start < last and end > first for start, end in rendered.content):
+                    return True
         return False
 
     def _respelled(self, rendered: Rendered) -> Tokens | DataError:

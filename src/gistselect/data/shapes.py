@@ -105,6 +105,9 @@ class _Plan:
     shape: RowShape
     described: str
     unread: tuple[str, ...]
+    media: tuple[str, ...]
+    has_more: bool
+    """Whether there is a column of tools, system text or history."""
 
 
 def conversation(row: Row, options: ReadOptions) -> Conversation:
@@ -115,18 +118,19 @@ def conversation(row: Row, options: ReadOptions) -> Conversation:
     """
     present = frozenset(column for column, value in row.items() if not is_missing(value))
     plan = _plan(present, options.format, options.separator is not None)
-    if medium := next((column for column in MULTIMODAL if row.get(column)), None):
+    if medium := next((column for column in plan.media if row[column]), None):
         raise DataError(f"it is multimodal: it has {medium!r}, and only text is read")
-    for column in plan.unread:
-        if column in MEANING and row[column] not in ("", [], {}):
-            raise DataError(
-                f"it has {column!r}, which bears on the answer and has no place in {plan.name}; "
-                "say where it belongs with --columns, or remove it"
-            )
+    unread = [column for column in plan.unread if row[column] not in ("", [], {})]
+    if lost := next((column for column in unread if column in MEANING), None):
+        raise DataError(
+            f"it has {lost!r}, which bears on the answer and has no place in {plan.name}; "
+            "say where it belongs with --columns, or remove it"
+        )
     messages, plain = plan.shape.read(row, plan.columns, options)
-    tools = next((tools for column in TOOLS if (tools := read_tools(row.get(column)))), ())
-    context = _context(row, messages, _roles(options))
-    unread = [column for column in plan.unread if column not in MEANING and row[column] not in ("", [], {})]
+    tools, context = (), ()
+    if plan.has_more:
+        tools = next((tools for column in TOOLS if (tools := read_tools(row.get(column)))), ())
+        context = _context(row, messages, _roles(options))
     if not plain and len(plan.columns) == 1:
         unread += sorted({f"{plan.columns[0]}[].{key}" for key in unread_keys(row[plan.columns[0]])})
     return Conversation(
@@ -172,6 +176,8 @@ def _plan(present: frozenset[str], format: str, has_separator: bool) -> _Plan:
             shape=shape,
             described=f"{name} ({described})",
             unread=tuple(sorted(present - read - HARMLESS - set(MULTIMODAL))),
+            media=tuple(column for column in MULTIMODAL if column in present),
+            has_more=not present.isdisjoint({*SYSTEM, *TOOLS, "history"}),
         )
     raise DataError(_misfit(present, candidates))
 

@@ -16,6 +16,8 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 FLAG_KEYS = ("weight", "train", "loss")
 """0 or false: the turn is context only."""
 
+_PLAIN_ROLES = {name: role for name, role in ROLE_NAMES.items() if name not in CALL_ROLES}
+
 _READ_KEYS = {
     *ROLE_KEYS,
     *TEXT_KEYS,
@@ -59,6 +61,8 @@ def unread_keys(turns: Any) -> Iterator[str]:
 def _read_turn(turn: Any, what: str, roles: Mapping[str, str]) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError(f"{what} is {kind(turn)}, not an object with role and content")
+    if len(turn) == 2 and not roles and (plainest := _plain_turn(turn, what)):
+        return plainest
     given = _first(turn, ROLE_KEYS)
     if given is None:
         raise DataError(f"{what} has no role (looked for {', '.join(ROLE_KEYS)}); its keys: {shorten(sorted(turn))}")
@@ -90,6 +94,14 @@ def _read_turn(turn: Any, what: str, roles: Mapping[str, str]) -> Message:
         tool_call_id=text(turn.get("tool_call_id") or "", f"the tool_call_id of {what}"),
         supervised=role != "assistant" or _is_learned(turn, what),
     )
+
+
+def _plain_turn(turn: Mapping[str, Any], what: str) -> Message | None:
+    """A turn of role and text alone, as nearly all are: they need none of the questions that others raise."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if isinstance(role, str) and isinstance(content, str) and role in _PLAIN_ROLES:
+        return Message(role=_PLAIN_ROLES[role], content=text(content, what))
+    return None
 
 
 def _content(content: Any, what: str) -> tuple[str, str]:
