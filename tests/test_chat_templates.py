@@ -163,3 +163,28 @@ def test_an_answer_of_thinking_tags_alone_is_refused() -> None:
     template, _ = template_of(TEMPLATES["an end of sequence at the very end"][0])
     with pytest.raises(DataError, match="turn 2 has no text but thinking tags"):
         template.render(conversation(("user", "Q?"), ("assistant", "<think></think>")))
+
+
+def test_a_call_ends_where_the_tool_that_answers_is_named_again() -> None:
+    """As gpt-oss does: the header of the tool's turn repeats the name of the called function."""
+    source = (
+        "{% set called = namespace(name='') %}{% for m in messages %}{% if m.role == 'tool' %}"
+        "<|start|>functions.{{ called.name }} to=assistant<|message|>{{ m.content }}<|end|>"
+        "{% elif m.tool_calls %}{% set called.name = m.tool_calls[0].function.name %}"
+        "<|start|>assistant to={{ called.name }}<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+        "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    template, _ = template_of(source)
+    call = Message(role="assistant", content="", tool_calls=({"type": "function", "function": CALL},))
+    turns = (
+        Message(role="user", content="How large?"),
+        call,
+        Message(role="tool", content="8", name="area"),
+        Message(role="assistant", content="Eight."),
+    )
+    record = Record(id="r", source="s", row=0, messages=turns)
+    said = pieces(template.render(record))[1]
+    assert said[0].endswith("<|call|>")
+    assert "functions.area" not in said[0]
+    assert said[1] == "<|message|>Eight.<|end|>"

@@ -7,7 +7,6 @@ the generation prompt after the turn before it ends, and ends with what closes i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from gistselect.data.marks import NONCHARACTERS, TOOLS, Marks, Placed, What
 from gistselect.data.templates import PROBE, THINKING_OPENS, Rendered, Span, Written, digest, is_query, render_plain
+from gistselect.data.told import as_dict, as_parts, forms
 from gistselect.errors import DataError
 from gistselect.types import Message, Record
 
@@ -121,18 +121,29 @@ class JinjaTemplate:
         for turn, message in enumerate(record.messages):
             if not _is_supervised(message):
                 continue
-            own = [(start, end) for start, end, of in shown.placed if of == turn]
+            own = [placed for placed in shown.placed if placed[2] == turn]
+            if message.tool_calls:
+                own = own[: self._placed_alone(record, turn)]
             if not own:
                 raise DataError(f"the answer of turn {turn + 1} has no text but thinking tags")
-            first, last = min(start for start, _ in own), max(end for _, end in own)
-            before = max((end for _, end, of in shown.placed if of != turn and end <= first), default=0)
+            others = [placed for placed in shown.placed if placed not in own]
+            first, last = min(start for start, _, _ in own), max(end for _, end, _ in own)
+            before = max((end for _, end, _ in others if end <= first), default=0)
             opening, closing = self._around(record, turn)
             lead = self._common(opening, shown.text[before:first])
             start = before + lead if lead or opening == "" else first
-            after = min((begin for begin, _, of in shown.placed if of != turn and begin >= last), default=None)
+            after = min((begin for begin, _, _ in others if begin >= last), default=None)
             end = len(shown.text) if after is None else last + self._close(shown.text[last:after], closing)
             spans.append((start, end))
         return spans
+
+    def _placed_alone(self, record: Record, turn: int) -> int | None:
+        """How many texts of a call are its own: templates name the function again where the tool answers."""
+        try:
+            shown = self._show(record.messages[: turn + 1], record.tools)
+        except DataError:
+            return None
+        return sum(of == turn for _, _, of in shown.placed)
 
     def _around(self, record: Record, turn: int) -> tuple[str | None, str | None]:
         """What the template says between the turn before and this answer, and after it if nothing follows."""
@@ -218,9 +229,9 @@ class JinjaTemplate:
     def _show(self, messages: tuple[Message, ...], tools: Tools, *, prompt: bool = False) -> _Shown:
         """The whole rendering with the place of every text in it. Raises `DataError` if they cannot be told apart."""
         shown = refusal = None
-        for form in _forms(messages):
+        for form in forms(messages):
             try:
-                shown = self._find([_as_dict(message, *form) for message in messages], tools, prompt)
+                shown = self._find([as_dict(message, *form) for message in messages], tools, prompt)
             except DataError as error:
                 refusal = refusal or error
                 continue
@@ -285,7 +296,7 @@ class JinjaTemplate:
         options: dict[str, Any] = {"add_generation_prompt": prompt, **self.special_tokens}
         try:
             texts, spans = render_jinja_template(
-                [[_in_parts(message) for message in messages] if in_parts else messages],
+                [[as_parts(message) for message in messages] if in_parts else messages],
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=FIXED_DATE * ("strftime_now" in self.source) + self.source,
                 return_assistant_tokens_mask=track,
@@ -307,20 +318,8 @@ def _alike(message: Message, *, with_space: bool) -> Message:
     )
 
 
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    content = message["content"]
-    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
 def _is_supervised(message: Message) -> bool:
     return message.role == "assistant" and message.supervised
-
-
-def _forms(messages: Sequence[Message]) -> list[tuple[bool, str | None]]:
-    """Ways to hand calls to a template: arguments as object or JSON text, a missing content as empty or as null."""
-    if not any(message.tool_calls for message in messages):
-        return [(False, "")]
-    return [(False, ""), (False, None), (True, ""), (True, None)]
 
 
 def _everywhere(messages: list[dict[str, Any]], text: str) -> list[Placed]:
@@ -331,19 +330,3 @@ def _everywhere(messages: list[dict[str, Any]], text: str) -> list[Placed]:
         if message["role"] != "assistant" and (core := (message["content"] or "").strip())
         for found in re.finditer(re.escape(core), text)
     ]
-
-
-def _as_dict(message: Message, as_text: bool, empty: str | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning.strip():
-        told |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
-    if message.tool_calls:
-        told["content"] = message.content or empty
-        calls = [{**call, "function": dict(call["function"])} for call in message.tool_calls]
-        for call in calls:
-            arguments = call["function"].get("arguments")
-            if as_text and not isinstance(arguments, str):
-                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
-        told["tool_calls"] = calls
-    told |= {key: value for key in ("name", "tool_call_id") if (value := getattr(message, key))}
-    return told
