@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gistselect
+from describe_demo_model import model_card
 
 DEMO = Path(gistselect.__file__).parent / "demo"
 DATA, MODEL = DEMO / "data", DEMO / "model"
@@ -198,6 +199,17 @@ def test_training_rows_are_recorded_exactly() -> None:
     ids = training_ids()
     assert len(ids) == log()["data"]["rows"]
     assert hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest() == log()["data"]["ids_sha256"]
+
+
+def test_p3_was_read_over_the_whole_run() -> None:
+    shares = log()["data"]["p3_share_by_tenth"]
+    mean = log()["data"]["rows_by_source"]["p3"] / log()["data"]["rows"]
+    assert len(shares) == 10
+    assert all(0.7 * mean < share < 1.3 * mean for share in shares)
+
+
+def test_card_says_what_the_log_says() -> None:
+    assert (MODEL / "README.md").read_text(encoding="utf-8") == model_card(log())
 
 
 def test_model_saw_neither_the_pool_nor_mathematics() -> None:
