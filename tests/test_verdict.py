@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gistselect.errors import DataError
+from gistselect.evaluation.cost import FullTraining, SelectionCost, effort
 from gistselect.evaluation.verdict import Arm, compare, verdict
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 
@@ -54,11 +55,11 @@ def test_planted_effects_are_found_with_the_right_direction() -> None:
     arms = [arm("before", 0.9, 1, False), arm("random", 0.5, 3), arm("gist", 0.0, 3), arm("full", -0.5, 2)]
     table = compare("gsm8k", "loss", arms, higher_is_better=False, rng=rng)
     assert [row.arm for row in table.rows] == ["before", "random", "gist", "full"]
-    assert table.verdicts[0].startswith("gist: better than before on gsm8k (loss -0.9")
-    assert table.verdicts[1].startswith("gist: better than random on gsm8k (loss -0.")
-    assert table.verdicts[2].startswith("gist: worse than full on gsm8k (loss +0.")
+    assert table.verdicts[0].startswith("gist beats before by 0.9")
+    assert table.verdicts[1].startswith("gist beats random by 0.")
+    assert table.verdicts[2].startswith("gist is worse than full by 0.")
     flipped = compare("gsm8k", "f1", arms[1:3], higher_is_better=True, rng=rng)
-    assert flipped.verdicts[0].startswith("gist: worse than random")
+    assert flipped.verdicts[0].startswith("gist is worse than random")
     for row in table.rows:
         assert row.interval.low < row.interval.mean < row.interval.high
 
@@ -73,12 +74,60 @@ def test_verdict_sentences() -> None:
     }
     sure = Interval(mean=0.1, low=0.05, high=0.15)
     assert verdict(sure, **facts, n_runs=(3, 3)) == (
-        "gist: better than random on bbh (exact_match +0.100 ± 0.050, seeds 3 against 3)"
+        "gist beats random by 0.100 ± 0.050 exact_match on bbh (seeds 3 against 3)"
     )
-    assert "not distinguishable from random" in verdict(
-        Interval(mean=0.1, low=-0.05, high=0.25), **facts, n_runs=(3, 3)
+    assert (
+        verdict(Interval(mean=0.1, low=-0.05, high=0.25), **facts, n_runs=(3, 3))
+        == "gist is not distinguishable from random on bbh (exact_match +0.100 ± 0.150, seeds 3 against 3)"
     )
     assert "not judged" in verdict(sure, **facts, n_runs=(1, 1))
+    dearer = {**facts, "metric": "loss", "higher_is_better": False, "n_runs": (3, 3), "took": effort(DEAR, CHEAP)}
+    better = Interval(mean=-0.04, low=-0.06, high=-0.02)
+    assert verdict(better, **dearer) == (
+        "gist beats random by 0.040 ± 0.020 nats on bbh (seeds 3 against 3); it took 31 times as long"
+    )
+
+
+FULL = FullTraining(seconds=200.0, measured=True)
+DEAR = SelectionCost(seconds={"read": 2.0, "pool": 60.0}, bytes_per_row=40.0, full_training=FULL)
+CHEAP = SelectionCost(seconds={"read": 2.0}, bytes_per_row=4.0, full_training=FULL)
+
+
+def test_effort_is_told_as_a_ratio_of_times() -> None:
+    assert effort(CHEAP, DEAR) == "it took 0.032 times as long"
+    assert effort(DEAR, DEAR) == "it took about as long"
+    assert effort(DEAR, None) == "selecting took 62 s, 0.31 of one training on the full pool"
+    assert effort(None, DEAR) == ""
+    assert DEAR.selection_to_tuning == pytest.approx(62 / 200)
+    assert SelectionCost(seconds={"read": 1.0}, bytes_per_row=0).selection_to_tuning is None
+    assert FullTraining.forecast(tokens=1000, epochs=4, tokens_per_second=50).seconds == 80
+
+
+def test_references_and_costs_move_no_other_number() -> None:
+    rng = np.random.default_rng(3)
+    arms = [
+        Arm(name=name, runs=rng.normal(mean, 0.1, (3, 40)))
+        for name, mean in (("random", 1.0), ("gist", 0.5), ("bm25", 0.7))
+    ]
+    facts = {"higher_is_better": False, "candidate": "gist"}
+    plain = compare("mine", "loss", arms, rng=np.random.default_rng(1), **facts)
+    told = compare(
+        "mine",
+        "loss",
+        arms,
+        rng=np.random.default_rng(1),
+        references=("random", "bm25", "absent"),
+        costs={"gist": DEAR, "bm25": CHEAP},
+        **facts,
+    )
+    assert [row.interval for row in told.rows] == [row.interval for row in plain.rows]
+    assert [list(row.against) for row in told.rows] == [["bm25"], ["random", "bm25"], ["random"]]
+    gist = told.rows[1]
+    assert gist.against["random"].mean == pytest.approx(gist.interval.mean - told.rows[0].interval.mean)
+    assert gist.cost is not None
+    assert gist.cost["selection_to_tuning"] == pytest.approx(0.31)
+    assert told.rows[0].cost is None
+    assert told.verdicts[1] == f"{plain.verdicts[1]}; it took 31 times as long"
 
 
 def test_more_seeds_narrow_the_interval() -> None:

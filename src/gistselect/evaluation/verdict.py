@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.evaluation.results import group_codes
+from gistselect.evaluation.cost import SelectionCost, effort
+from gistselect.evaluation.results import LOSS, group_codes
 from gistselect.linalg.intervals import DRAWS, LEVEL, Interval, difference_of_runs, mean_of_runs
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class ComparisonRow:
     arm: str
     n_runs: int
     interval: Interval
+    against: Mapping[str, Interval] = field(default_factory=dict)
+    """This arm minus each reference."""
+    cost: Mapping[str, Any] | None = None
+    """What its selection took; None for an arm without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,10 @@ class Comparison:
     """Coverage of the intervals."""
     rows: tuple[ComparisonRow, ...]
     verdicts: tuple[str, ...]
+    scored_by: str | None = None
+    """Name of the model whose gradients or hidden states chose the rows; None if only text was read."""
+    trained: str | None = None
+    """Name of the model that was fine-tuned and measured."""
 
 
 def compare(
@@ -59,13 +68,16 @@ def compare(
     rng: np.random.Generator,
     candidate: str = "gist",
     groups: Sequence[str] | None = None,
+    references: Sequence[str] = (),
+    costs: Mapping[str, SelectionCost] | None = None,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> Comparison:
     """A row for each arm, and a verdict on the candidate against each other arm.
 
-    Intervals cover items and training seeds; `groups` (n_item,) makes every mean one of group means. Raises
-    `DataError` if the arms were not evaluated on the same number of items, `ConfigError` without the candidate.
+    Intervals cover items and training seeds; `groups` (n_item,) makes every mean one of group means. Each arm's row
+    also has its differences from the `references` among the arms. Raises `DataError` if the arms were not evaluated
+    on the same number of items, `ConfigError` without the candidate.
     """
     if len({arm.runs.shape[1] for arm in arms}) != 1:
         raise DataError(f"{task}: the arms were evaluated on different items; evaluate them again with one seed.")
@@ -81,20 +93,37 @@ def compare(
         )
         for one in arms
     )
+    costs = costs or {}
+
+    def difference(one: Arm, other: Arm) -> Interval:
+        return difference_of_runs(_seeds(one), _seeds(other), groups=codes, draws=draws, level=level, rng=rng)
+
     verdicts = tuple(
         verdict(
-            difference_of_runs(
-                _seeds(by_name[candidate]), _seeds(other), groups=codes, draws=draws, level=level, rng=rng
-            ),
+            difference(by_name[candidate], other),
             task=task,
             metric=metric,
             candidate=candidate,
             baseline=other.name,
             higher_is_better=higher_is_better,
             n_runs=(len(by_name[candidate].runs), len(other.runs)),
+            took=effort(costs.get(candidate), costs.get(other.name)),
         )
         for other in arms
         if other.name != candidate
+    )
+    # Drawn last, so that more references move no other number.
+    rows = tuple(
+        replace(
+            row,
+            against={
+                name: difference(by_name[row.arm], by_name[name])
+                for name in references
+                if name in by_name and name != row.arm
+            },
+            cost=costs[row.arm].described() if row.arm in costs else None,
+        )
+        for row in rows
     )
     return Comparison(task=task, metric=metric, level=level, rows=rows, verdicts=verdicts)
 
@@ -105,6 +134,8 @@ def compare_values(
     rng: np.random.Generator,
     candidate: str,
     untrained: str | None = None,
+    references: Sequence[str] = (),
+    costs: Mapping[str, SelectionCost] | None = None,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> Comparison:
@@ -130,6 +161,8 @@ def compare_values(
         rng=rng,
         candidate=candidate,
         groups=first.groups,
+        references=references,
+        costs=costs,
         draws=draws,
         level=level,
     )
@@ -149,16 +182,22 @@ def verdict(
     baseline: str,
     higher_is_better: bool,
     n_runs: tuple[int, int],
+    took: str = "",
 ) -> str:
     """One sentence on candidate minus baseline: better or worse only if the interval leaves out zero.
 
     With one training of each, nothing is known about the variation between seeds, and the sentence says so.
+    `took` says what the candidate's selection cost.
     """
     half = (difference.high - difference.low) / 2
-    amount = f"{metric} {difference.mean:+.3f} ± {half:.3f}, seeds {n_runs[0]} against {n_runs[1]}"
-    if max(n_runs) < 2:
-        return f"{candidate}: not judged against {baseline} on {task}, one seed each ({amount}); use more seeds"
-    if difference.low <= 0 <= difference.high:
-        return f"{candidate}: not distinguishable from {baseline} on {task} ({amount})"
+    unit = "nats" if metric == LOSS else metric
+    seeds = f"seeds {n_runs[0]} against {n_runs[1]}"
+    end = f"; {took}" if took else ""
+    if max(n_runs) < 2 or difference.low <= 0 <= difference.high:
+        amount = f"{metric} {difference.mean:+.3f} ± {half:.3f}"
+        if max(n_runs) < 2:
+            return f"{candidate} is not judged against {baseline} on {task}, one seed each ({amount}); use more seeds"
+        return f"{candidate} is not distinguishable from {baseline} on {task} ({amount}, {seeds}){end}"
     better = (difference.mean > 0) == higher_is_better
-    return f"{candidate}: {'better' if better else 'worse'} than {baseline} on {task} ({amount})"
+    beats = "beats" if better else "is worse than"
+    return f"{candidate} {beats} {baseline} by {abs(difference.mean):.3f} ± {half:.3f} {unit} on {task} ({seeds}){end}"

@@ -6,6 +6,7 @@ the arm only says which one is its own: two arms with the same rows share one tr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from gistselect.files import digest
 from gistselect.model.config import ModelConfig
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
-from gistselect.run.progress import Reporter
+from gistselect.run.progress import Reporter, Step
 from gistselect.run.store import Artifact, Store
 from gistselect.selection.baselines import length_matched_rows, random_rows
 from gistselect.streams import Stream, generator
@@ -26,9 +27,9 @@ from gistselect.training.recipe import TrainingConfig, steps_per_epoch
 
 ARM_VERSION = 1
 TRAIN_VERSION = 2
-BEFORE = "before"
-BASELINES = {"random": "random rows", "length": "random rows of the same lengths", "full": "the full pool"}
-"""What people read for each baseline of the configuration."""
+BEFORE, FULL = "before", "full"
+BASELINES = {"random": "random rows", "length": "random rows of the same lengths", FULL: "the full pool"}
+"""What people read for each baseline that is drawn and not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Arm:
             training=recipe.training.model_dump(mode="json"),
             baseline=baseline,
             # The whole pool is the same whatever was selected.
-            selection=None if baseline == "full" else select.artifact.key,
+            selection=None if baseline == FULL else select.artifact.key,
             draw_seed=draw_seed if baseline else None,
             seed=seed,
         )
@@ -80,20 +81,30 @@ class Arm:
     def trained(self, recipe: Recipe, reporter: Reporter) -> Path:
         """The adapter (or model folder) of this arm, trained unless that is done."""
         if not self.artifact.is_complete:
-            training = _train(recipe, self.rows(recipe.tokens), self.seed, f"{self.name}, seed {self.seed}", reporter)
+            rows = self.rows(recipe.tokens)
+            if lost := (self.select.artifact.facts["n_selected"] - len(rows)) * (self.baseline is None):
+                reporter.say(
+                    f"{lost:,} selected rows have nothing to train on for this model; {self.name} goes without."
+                )
+            training = train_rows(recipe, rows, self.seed, f"{self.name}, seed {self.seed}", reporter)
             self.artifact.begin()
             self.artifact.complete(training=training.folder.name, adapter=training.facts["adapter"])
         facts = self.artifact.facts
         return recipe.store.root / facts["training"] / facts["adapter"]
 
+    def training(self, recipe: Recipe) -> Artifact:
+        """What was trained for this arm, which must be done."""
+        return recipe.store.existing(self.artifact.facts["training"])
+
     def rows(self, tokens: TokenRows) -> NDArray[np.int64]:
-        """Pool rows to train on."""
+        """Pool rows to train on: those of them that the model to be trained can read."""
         selected = self.select.table["row"].to_numpy()
-        if self.baseline is None:
-            return selected
         pool = tokens.columns(["row", "n_tokens"])
         usable, lengths = pool["row"].to_numpy(), pool["n_tokens"].to_numpy()
-        if self.baseline == "full":
+        selected = selected[np.isin(selected, usable)]
+        if self.baseline is None:
+            return selected
+        if self.baseline == FULL:
             return usable
         if self.baseline == "length":
             rng = generator(self.draw_seed, Stream.BASELINE_LENGTH, self.seed)
@@ -102,7 +113,8 @@ class Arm:
         return usable[random_rows(len(selected), len(usable), rng)]
 
 
-def _train(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, reporter: Reporter) -> Artifact:
+def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, reporter: Reporter) -> Artifact:
+    """The training on these pool rows (n,) with this seed, done unless that is so already."""
     artifact = recipe.store.artifact(
         "train",
         TRAIN_VERSION,
@@ -118,17 +130,40 @@ def _train(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, report
 
         artifact.begin()
         n_steps = recipe.training.epochs * steps_per_epoch(len(rows), recipe.training.global_batch_size)
-        with reporter.step(f"train on {name}", total=n_steps, unit="steps") as step:
+        with artifact.timed(), reporter.step(f"train on {name}", total=n_steps, unit="steps") as step:
+            rate = _SteadyRate(artifact, step)
             result = train(
                 recipe.model,
                 recipe.tokens.select(rows.tolist()),
                 recipe.training,
                 output=artifact / "training",
                 seed=seed,
-                progress=step.reach,
+                progress=rate.reach,
             )
+            rate.note()
         if recipe.training.full:
             # A model folder is whole with its tokenizer; the library saves the weights alone.
             load_tokenizer(recipe.model).save_pretrained(result.adapter)
         artifact.complete(adapter=str(result.adapter.relative_to(artifact.folder)))
     return artifact
+
+
+class _SteadyRate:
+    """Times the steps of a training after its first, which waits for the model to be loaded."""
+
+    def __init__(self, artifact: Artifact, step: Step) -> None:
+        self._artifact, self._step = artifact, step
+        self._first: tuple[int, float] | None = None
+        self._last = (0, 0.0)
+
+    def reach(self, done: int, *_: object) -> None:
+        """So many steps are done now, as the reporter is told too."""
+        self._step.reach(done)
+        self._last = (done, time.monotonic())
+        self._first = self._first or self._last
+
+    def note(self) -> None:
+        """Keep steps and seconds beside the training."""
+        if self._first and self._last[0] > self._first[0]:
+            steps, seconds = (last - first for last, first in zip(self._last, self._first, strict=True))
+            self._artifact.spend(steady_steps=steps, steady_seconds=seconds)

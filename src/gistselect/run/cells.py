@@ -44,8 +44,7 @@ class Fit:
     artifact: Artifact
 
     def save(self, source: Any) -> None:
-        """Fit and keep the result."""
-        self.artifact.begin()
+        """Fit and keep the result in the artifact, which has begun."""
         with replacing_folder(self.artifact / FOLDER) as folder:
             fitted = self.representation.fit(self.queries, source, folder)
             arrays = {name: np.ascontiguousarray(array) for name, array in fitted.arrays.items()}

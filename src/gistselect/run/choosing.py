@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,8 +81,10 @@ class Select:
         """
         if self.artifact.is_complete:
             return
+        started = time.monotonic()
         table = self.ranked()
         self.artifact.begin()
+        self.artifact.spend(seconds=time.monotonic() - started)
         write_table(self.artifact / SELECTION, table)
         self._write_rows(table["row"].to_pylist())
         self.artifact.complete(n_selected=table.num_rows)

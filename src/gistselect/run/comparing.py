@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ import pyarrow as pa
 from gistselect.data.templates import load_template
 from gistselect.evaluation.catalog import task_facts, tasks_digest
 from gistselect.evaluation.config import EvaluationConfig
+from gistselect.evaluation.cost import SelectionCost
 from gistselect.evaluation.prompts import check_tasks, context_length, read_questions
 from gistselect.evaluation.results import LOSS, ItemValues, item_values, read_values
-from gistselect.evaluation.verdict import Comparison, compare_values
+from gistselect.evaluation.verdict import Comparison, ComparisonRow, compare_values
 from gistselect.files import write_json
 from gistselect.run.arms import BASELINES, BEFORE, Arm, Recipe
 from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
+from gistselect.run.costs import full_training, selection_cost
 from gistselect.run.ingest import TokenRows
+from gistselect.run.models import RunModel
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, Store, read_table, write_table
-from gistselect.run.targets import Encoder, Target, heldout_items
+from gistselect.run.targets import Target, heldout_items
 from gistselect.streams import Stream, generator
 from gistselect.types import Task
 
@@ -39,6 +42,12 @@ class Compare:
     arms: tuple[Arm, ...]
     candidate: str
     """Name of the arm that the verdicts are about."""
+    references: tuple[str, ...]
+    """Names of the arms from which every other one's difference is told."""
+    scored_by: str | None
+    """Name of the model that scores; None if only text is read."""
+    trained: str
+    """Name of the model that is trained and measured."""
     heldout: tuple[Target, ...]
     """Empty if the run only trains."""
     tasks: tuple[str, ...]
@@ -73,20 +82,34 @@ class Compare:
             values = [self._loss(target, name, adapter, training, reporter) for target in self.heldout]
             values += self._protocols(name, adapter, training, reporter)
             measured.setdefault(arm_name, []).append(values)
-        comparisons = [self._compared(measured, index) for index in range(len(measured[BEFORE][0]))]
+        costs = self.costs()
+        comparisons = [self._compared(measured, index, costs) for index in range(len(measured[BEFORE][0]))]
         write_json(output / COMPARISON, [asdict(one) for one in comparisons])
         for comparison in comparisons:
             reporter.say(table(comparison))
 
-    def _compared(self, measured: Mapping[str, Sequence[Sequence[ItemValues]]], index: int) -> Comparison:
-        return compare_values(
+    def costs(self) -> dict[str, SelectionCost]:
+        """What each method's selection took; every arm must be trained."""
+        full = full_training(self.recipe, self.arms)
+        return {arm.name: selection_cost(arm.select, full) for arm in self.arms if arm.baseline is None}
+
+    def _compared(
+        self,
+        measured: Mapping[str, Sequence[Sequence[ItemValues]]],
+        index: int,
+        costs: Mapping[str, SelectionCost],
+    ) -> Comparison:
+        comparison = compare_values(
             [(name, [run[index] for run in runs]) for name, runs in measured.items()],
             rng=generator(self.seed, Stream.BOOTSTRAP, index),
             candidate=self.candidate,
             untrained=BEFORE,
+            references=self.references,
+            costs=costs,
             draws=self.evaluation.draws,
             level=self.evaluation.level,
         )
+        return replace(comparison, scored_by=self.scored_by, trained=self.trained)
 
     def _loss(
         self, target: Target, name: str, adapter: Path | None, training: str | None, reporter: Reporter
@@ -151,19 +174,26 @@ def plan_comparison(
     *,
     store: Store,
     tasks: Sequence[Task],
-    encoder: Encoder,
-    model_inputs: Mapping[str, Any],
+    scorer: str | None,
+    trained: RunModel,
     tokens: TokenRows,
     selections: Mapping[str, Select],
+    rivals: Sequence[str],
     evaluate: bool,
 ) -> Compare:
-    """The comparison with its keys; the first selection is the candidate.
+    """The comparison with its keys; the first selection is the candidate, `rivals` are those that it has to beat.
 
     Raises `ConfigError` or `DataError` for a target without held-out items, or a task that cannot be evaluated.
     """
     recipe = Recipe(
-        model=config.source, model_inputs=model_inputs, training=config.finetune, tokens=tokens, store=store
+        model=config.finetuned,
+        model_inputs=trained.identity.weights,
+        training=config.finetune,
+        tokens=tokens,
+        store=store,
     )
+    encoder = trained.encoder
+    drawn = {BASELINES[one]: one for one in config.baselines if one in BASELINES}
     first = next(iter(selections))
     evaluated = config.evaluate_tasks if evaluate else ()
     evaluation = config.evaluation.resolved(template=config.template, seed=config.seed)
@@ -176,7 +206,7 @@ def plan_comparison(
             config.data_dir,
             config=evaluation,
             tokenizer=encoder.tokenizer,
-            context=context_length(config.source),
+            context=context_length(recipe.model),
         )
         template = load_template(str(evaluation.template), encoder.tokenizer)
         tasks_key = tasks_digest(evaluated, config.data_dir, template=template.digest)
@@ -187,10 +217,13 @@ def plan_comparison(
             for seed in config.train_seeds
             for name, baseline, select in (
                 *((name, None, select) for name, select in selections.items()),
-                *((BASELINES[one], one, selections[first]) for one in config.baselines),
+                *((name, one, selections[first]) for name, one in drawn.items()),
             )
         ),
         candidate=first,
+        references=(BEFORE, *drawn, *rivals),
+        scored_by=scorer,
+        trained=trained.name,
         heldout=tuple(heldout_items(tasks, config.heldout_items, config.seed, encoder)) if evaluate else (),
         tasks=tuple(evaluated),
         data_dir=config.data_dir,
@@ -212,9 +245,21 @@ def _model(recipe: Recipe, trained: Path | None) -> Any:
 def table(comparison: Comparison) -> str:
     """The arms as aligned text, with the verdicts."""
     share = f"{comparison.level:.0%}".replace("%", " %")
-    lines = [f"{comparison.task}, held-out {comparison.metric} (mean, {share} interval over items and seeds):"]
+    judged = f", {comparison.trained} trained" if comparison.trained else ""
+    if comparison.scored_by and comparison.scored_by != comparison.trained:
+        judged += f" on what {comparison.scored_by} selected"
+    lines = [f"{comparison.task}, held-out {comparison.metric}{judged} (mean, {share} interval over items and seeds):"]
+    width = max(len(row.arm) for row in comparison.rows)
     for row in comparison.rows:
         one = row.interval
         runs = f"  {row.n_runs} trainings" if row.arm != BEFORE else ""
-        lines.append(f"  {row.arm:<32} {one.mean:.3f}  [{one.low:.3f}, {one.high:.3f}]{runs}")
+        lines.append(f"  {row.arm:<{width}} {one.mean:.3f}  [{one.low:.3f}, {one.high:.3f}]{runs}{_cost(row)}")
     return "\n".join([*lines, *comparison.verdicts])
+
+
+def _cost(row: ComparisonRow) -> str:
+    if row.cost is None:
+        return ""
+    ratio = row.cost["selection_to_tuning"]
+    told = f"; selected in {row.cost['selection_seconds']:,.1f} s, {row.cost['bytes_per_row']:,.0f} bytes a row"
+    return told if ratio is None else f"{told}, STR {ratio:.3g} ({row.cost['full_training_is']})"

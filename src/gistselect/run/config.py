@@ -25,6 +25,8 @@ Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "eva
 STAGES: tuple[Stage, ...] = ("ingest", "warmup", "features", "score", "select", "train", "evaluate")
 LIVE = "<live model>"
 """Stands for a model that was given as an object, which no file can name."""
+DRAWN = ("random", "length", "full")
+"""Baselines that are drawn without a score."""
 OF_THIS_CALL = frozenset({"until", "strict", "if_busy"})
 """Options that a later command on the same folder does not inherit."""
 
@@ -81,8 +83,14 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
     """Fine-tuning on the selection."""
     train_seeds: Annotated[tuple[int, ...], many(EVALUATION)] = (0, 1, 2)
     """One fine-tuning on the selection for each seed; every baseline is drawn and trained anew with the same seeds."""
-    baselines: Annotated[tuple[Literal["random", "length", "full"], ...], many(EVALUATION)] = ("random",)
-    """What to compare with, at the same number of rows: random rows, random rows of the same lengths, the full pool."""
+    baselines: Annotated[tuple[str, ...], many(EVALUATION)] = ("random",)
+    """What to compare with, at the same number of rows: random (drawn anew for each seed), length (random rows of the
+    same lengths), full (the whole pool), or any representation: bm25, less:dimension=1024, …"""
+    finetune_model: Annotated[str | None, Parameter(group=EVALUATION)] = None
+    """Folder or hub id of another, usually larger model that is trained and judged on what --model has selected; by
+    default --model itself."""
+    finetune_settings: Annotated[ModelSettings, Parameter(group=EVALUATION)] = ModelSettings()
+    """How --finetune-model is found and held in memory."""
     heldout_items: Annotated[int, Parameter(group=EVALUATION)] = Field(default=200, ge=1)
     """Most held-out items of each group on which the target loss is measured (a seeded sample)."""
     evaluate: Annotated[bool, Parameter(group=EVALUATION)] = False
@@ -101,12 +109,14 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
     seed: Annotated[int, Parameter(group=RUN)] = Field(default=0, ge=0)
     """Seed of every random choice."""
 
-    @field_validator("pool", "target", "heldout", "checkpoints", "representation", mode="before")
+    @field_validator("pool", "target", "heldout", "checkpoints", "representation", "baselines", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, Path)) else value
 
-    @field_validator("sketch", "adapter", "max_queries", "target_group", "data_dir", "until", mode="before")
+    @field_validator(
+        "sketch", "adapter", "max_queries", "target_group", "data_dir", "finetune_model", "until", mode="before"
+    )
     @classmethod
     def _taken_back(cls, value: Any) -> Any:
         """`--sketch none` takes an option of run.yaml back."""
@@ -153,6 +163,8 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
             )
         if len({label(one) for one in self.representation}) < len(self.representation):
             raise ValueError("two representations have the same name and options")
+        if self.finetune_model is None and self.finetune_settings != ModelSettings():
+            raise ValueError("finetune_settings are of --finetune-model, which is not given; use --dtype, --device, …")
         return self
 
     @property
@@ -166,6 +178,18 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
     def representations(self) -> dict[str, Representation]:
         """The representations by label. Raises `ConfigError` for an unknown name or option."""
         return {label(one): parse(one, self) for one in self.representation}
+
+    @property
+    def rivals(self) -> dict[str, Representation]:
+        """The baselines that are representations, by label. Raises `ConfigError` for an unknown name or option."""
+        return {label(one): parse(one, self) for one in self.baselines if one not in DRAWN}
+
+    @property
+    def finetuned(self) -> ModelConfig:
+        """The model that is trained and judged. Raises `ConfigError` if there is none."""
+        if self.finetune_model is None:
+            return self.source
+        return ModelConfig(path=self.finetune_model, **self.finetune_settings.model_dump())
 
     @property
     def adapter_folders(self) -> tuple[Path, ...]:
@@ -183,7 +207,7 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
             config = cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(explain(error, tuple(cls.model_fields))) from None
-        _ = config.representations
+        _ = config.representations, config.rivals
         return config
 
 

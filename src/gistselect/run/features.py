@@ -76,7 +76,6 @@ class Features:
         )
 
     def _fit(self, fit: Fit, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
-        source = sources.open(spec)
         queries = fit.queries
         n_groups = len(queries.group_names)
         where = f" at {fit.checkpoint.name}" if fit.checkpoint else ""
@@ -85,9 +84,12 @@ class Features:
             f"{n_groups} group{'s' * (n_groups != 1)}."
         )
         n_tokens = sum(example.n_tokens for example in queries.examples)
-        total = n_tokens * fit.representation.passes(len(queries.examples), source) if n_tokens else None
-        with reporter.step("queries", total=total, unit="tokens") as step, sources.listening(step.advance):
-            fit.save(source)
+        fit.artifact.begin()
+        with fit.artifact.timed():
+            source = sources.open(spec)
+            total = n_tokens * fit.representation.passes(len(queries.examples), source) if n_tokens else None
+            with reporter.step("queries", total=total, unit="tokens") as step, sources.listening(step.advance):
+                fit.save(source)
         facts = fit.artifact.facts
         if "rank" in facts:
             reporter.say(

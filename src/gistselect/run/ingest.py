@@ -214,7 +214,7 @@ class ReadPool:
         artifact.begin()
         totals = {"n_rows": 0, "n_usable": 0, "n_rejected": 0, "n_shards": 0}
         usable_of_shards: list[int] = []
-        with reporter.step("read the pool", total=None, unit="rows") as step:
+        with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
             rows = iter(self.pool.rows())
             while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
                 described = [_identity(row) | _place(row.place) for row in batch]
@@ -256,7 +256,7 @@ class Tokenise:
         if artifact.is_complete:
             return
         artifact.begin()
-        with reporter.step("tokenise", total=source.facts["n_rows"], unit="rows") as step:
+        with artifact.timed(), reporter.step("tokenise", total=source.facts["n_rows"], unit="rows") as step:
             for shard in range(source.n_shards):
                 if not artifact.shard(shard).is_file():
                     write_table(artifact.shard(shard), self._shard(shard))

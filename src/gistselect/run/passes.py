@@ -6,7 +6,9 @@ message: a shard that is there is done, whoever did it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +44,53 @@ class Pass:
 
 def work(job: Pass, shard: int, sources: Sources) -> None:
     """Do one shard of a pass: read its rows once, hand them to every cell whose file is missing, write the files."""
+    started = time.perf_counter()
     source = sources.open(job.source)
     missing = [cell for cell in job.cells if not cell.features.shard(shard).is_file()]
     collectors = [sources.collector(cell, source) for cell in missing]
-    rows, kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
+    with _own_seconds(collectors) as own:
+        rows, kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
     for cell, values in zip(missing, kept, strict=True):
         write_table(cell.features.shard(shard), _features_table(rows, values))
     for artifact in dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None):
         if not artifact.shard(shard).is_file():
             write_table(artifact.shard(shard), pa.table({"row": rows, **measured}))
+    shared = time.perf_counter() - started - sum(own)
+    for cell, seconds in zip(missing, own, strict=True):
+        cell.features.spend(shared=shared, own=seconds)
+
+
+@contextmanager
+def _own_seconds(collectors: Sequence[Any]) -> Iterator[list[float]]:
+    """Seconds of each collector's own arithmetic, known after the block; the rest of the pass is everybody's.
+
+    On a GPU, where work is only handed over, what is measured is little and the rest counts as shared.
+    """
+    own = [0.0] * len(collectors)
+
+    def clocked(index: int, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            # One of its methods may call another, which then counts within it.
+            before, started = own[index], time.perf_counter()
+            result = method(*arguments)
+            own[index] = before + time.perf_counter() - started
+            return result
+
+        return call
+
+    for index, collector in enumerate(collectors):
+        for name in _WORKING & set(dir(collector)):
+            vars(collector)[name] = clocked(index, getattr(collector, name))
+    try:
+        yield own
+    finally:
+        for collector in collectors:
+            for name in _WORKING:
+                vars(collector).pop(name, None)
+
+
+_WORKING = {"start", "add", "take", "finish", "result"}
+"""Methods in which a collector does its own arithmetic."""
 
 
 Outcome = tuple[NDArray[np.int64], list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]

@@ -67,6 +67,8 @@ def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock,
         plan.records.run(reporter)
         if plan.tokens:
             plan.tokens.run(reporter)
+        if plan.finetune_tokens:
+            plan.finetune_tokens.run(reporter)
         refuse_unusable(plan.candidates, strict=config.strict)
     reporter.say(forecast(plan, config))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):

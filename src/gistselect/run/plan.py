@@ -14,16 +14,17 @@ from gistselect.model.config import ModelConfig
 from gistselect.representations.interface import Representation
 from gistselect.run import agreement, choosing, ingest, scoring, warmup
 from gistselect.run.agreement import Agreement
+from gistselect.run.arms import BASELINES
 from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
 from gistselect.run.choosing import Select
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.features import Features
-from gistselect.run.identity import ModelIdentity, identify
 from gistselect.run.ingest import ReadPool, Tokenise
+from gistselect.run.models import RunModel
 from gistselect.run.scoring import Score
 from gistselect.run.store import Store
-from gistselect.run.targets import Encoder, Target, load_tasks, queries
+from gistselect.run.targets import Target, load_tasks, queries
 from gistselect.run.warmup import Given, WarmUp
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Plan:
     last: Stage
     records: ReadPool
     tokens: Tokenise | None
+    finetune_tokens: Tokenise | None
+    """The pool as the model that is fine-tuned reads it; None if none is."""
     targets: tuple[Target, ...]
     warmup: WarmUp | Given | None
     features: Features
@@ -87,62 +90,43 @@ class _Planner:
         self.config, self.live = config, live
         self.last: Stage = last
         self.store = Store(config.output / "artifacts")
-        self.representations = config.representations
-        reads = {one.reads for one in self.representations.values()}
         self.trains = last in ("train", "evaluate")
-        self.needs_tokens = self.trains or bool(reads & {"hidden", "gradient"})
+        self.representations = {**config.representations, **(config.rivals if self.trains else {})}
+        reads = {one.reads for one in self.representations.values()}
         self.needs_checkpoints = "gradient" in reads
-        self._refuse()
+        scores_with_model = bool(reads & {"hidden", "gradient"})
+        trains_itself = self.trains and config.finetune_model is None
+        self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)
+        self.scorer = self._model(config.source) if scores_with_model or trains_itself else None
+        self.trained = self._model(config.finetuned) if self.trains and not trains_itself else self.scorer
 
-    def _refuse(self) -> None:
+    def _refuse(self, *, needs_model: bool, trains_itself: bool) -> None:
         config = self.config
         if config.model == LIVE and self.live is None:
             raise ConfigError(
                 f"{config.output} was made from a live model, which no file can name; call "
                 "gistselect.select(model=...) with it again, or give --model FOLDER."
             )
-        if self.live and self.trains:
+        if self.live and trains_itself:
             raise ConfigError(
-                "fine-tuning needs a model folder or hub id, not a live model; or stop at --until select."
+                "fine-tuning needs a model folder or hub id, not a live model; give finetune_model, or stop at "
+                "--until select."
             )
-        if self.needs_tokens and config.model is None:
+        if needs_model and config.model is None:
             names = ", ".join(config.representation)
             raise ConfigError(f"--representation {names} needs a language model; give --model FOLDER or a hub id.")
 
-    @cached_property
-    def model(self) -> ModelConfig | None:
-        """The model as a worker can load it; None for a live one, or where none is needed."""
-        return None if self.live or not self.needs_tokens else self.config.source
-
-    @cached_property
-    def identity(self) -> ModelIdentity | None:
-        if not self.needs_tokens:
-            return None
-        return identify(self.live or self.config.source, self.config.engine)
-
-    @cached_property
-    def encoder(self) -> Encoder | None:
-        if not self.needs_tokens:
-            return None
-        from gistselect.data.templates import load_template
-        from gistselect.model.loading import load_tokenizer
-
-        given = next(iter(self.config.adapter_folders), None)
-        tokenizer = self.live.tokenizer if self.live else load_tokenizer(self.config.source, given)
-        template = load_template(self.config.template, tokenizer)
-        return Encoder(template=template, tokenizer=tokenizer, max_length=self.config.max_length)
-
-    @cached_property
-    def text_inputs(self) -> dict[str, Any]:
-        """What token ids depend on, beside the rows."""
-        from gistselect.model.loading import tokenizer_digest
-
-        assert self.encoder is not None
-        return {
-            "tokenizer": tokenizer_digest(self.encoder.tokenizer),
-            "template": self.encoder.template.digest,
-            "max_length": self.encoder.max_length,
-        }
+    def _model(self, source: ModelConfig) -> RunModel:
+        """The model of this configuration; a live one stands for the run's own."""
+        config = self.config
+        own = source.path == config.model
+        return RunModel(
+            model=self.live if self.live and own else source,
+            engine=config.engine,
+            template=config.template,
+            max_length=config.max_length,
+            adapter=next(iter(config.adapter_folders), None) if own else None,
+        )
 
     @cached_property
     def pool(self) -> Pool:
@@ -157,27 +141,23 @@ class _Planner:
 
     @cached_property
     def tokens(self) -> Tokenise | None:
-        if self.encoder is None:
-            return None
-        artifact = self.store.artifact(
-            "tokens", ingest.TOKENS_VERSION, **self.text_inputs, records=self.records.artifact.key
-        )
-        return Tokenise(
-            records=self.records,
-            tokenizer=self.encoder.tokenizer,
-            template=self.encoder.template,
-            max_length=self.encoder.max_length,
-            artifact=artifact,
-        )
+        return self.scorer.tokenise(self.records, self.store) if self.scorer else None
+
+    @cached_property
+    def finetune_tokens(self) -> Tokenise | None:
+        """The pool as the fine-tuned model reads it, which may be the scoring model."""
+        if self.trained is None or self.trained is self.scorer:
+            return self.tokens
+        return self.trained.tokenise(self.records, self.store)
 
     @cached_property
     def warmup(self) -> WarmUp | Given | None:
         config = self.config
         if not self.needs_checkpoints:
             return None
-        assert self.identity is not None
+        assert self.scorer is not None
         if self.live:
-            live = Checkpoint(name="live", key=digest(self.identity.weights))
+            live = Checkpoint(name="live", key=digest(self.scorer.identity.weights))
             return Given(checkpoints=(live,), adapters=(None,), weights=None)
         if folders := config.adapter_folders:
             return self._given(folders)
@@ -186,7 +166,7 @@ class _Planner:
         artifact = self.store.artifact(
             "warmup",
             warmup.VERSION,
-            **self.identity.weights,
+            **self.scorer.identity.weights,
             tokens=self.tokens.artifact.key,
             training=config.warmup.model_dump(mode="json"),
             share=config.warmup_share,
@@ -220,12 +200,12 @@ class _Planner:
         config = self.config
         # Targets come first: a misspelt one or an unreadable file must fail before the pool is read.
         tasks = load_tasks(config.target, config.data_dir, config.target_group, config.heldout)
-        targets = queries(tasks, config.max_queries, config.seed, self.encoder)
+        targets = queries(tasks, config.max_queries, config.seed, self.scorer.encoder if self.scorer else None)
         checkpoints = self.warmup.checkpoints if self.warmup else ()
         keys = Keys(
             records=self.records.artifact.key,
             tokens=self.tokens.artifact.key if self.tokens else None,
-            model=self.identity.gradients if self.identity else {},
+            model=self.scorer.identity.gradients if self.scorer else {},
             queries={target.queries.target: target.digest for target in targets},
         )
         columns = {
@@ -234,7 +214,7 @@ class _Planner:
         }
         features = Features(
             columns=tuple(column for own in columns.values() for column in own),
-            model=self.model,
+            model=self.scorer.config if self.scorer else None,
             engine_config=config.engine,
             records=self.records.artifact,
             tokens=self.tokens.artifact if self.tokens else None,
@@ -243,29 +223,32 @@ class _Planner:
         methods = tuple(self._method(name, columns[name], first=index == 0) for index, name in enumerate(columns))
         compare = None
         if self.trains:
-            assert self.encoder is not None
-            assert self.identity is not None
-            assert self.tokens is not None
+            assert self.trained is not None
+            assert self.finetune_tokens is not None
+            arms = {
+                method.label: method.representation.title if len(methods) == 1 else _arm(method) for method in methods
+            }
             compare = plan_comparison(
                 config,
                 store=self.store,
                 tasks=tasks,
-                encoder=self.encoder,
-                model_inputs=self.identity.weights,
-                tokens=self.tokens.rows,
-                selections={
-                    method.representation.title if len(methods) == 1 else _arm(method): method.select
-                    for method in methods
-                },
+                scorer=self.scorer.name if self.scorer else None,
+                trained=self.trained,
+                tokens=self.finetune_tokens.rows,
+                selections={arms[method.label]: method.select for method in methods},
+                rivals=tuple(arms[name] for name in config.rivals),
                 evaluate=self.last == "evaluate",
             )
         described = {"pool_digest": self.pool.digest}
-        if self.identity is not None:
-            described |= {**self.text_inputs, **self.identity.gradients}
+        if self.scorer is not None:
+            described |= {**self.scorer.text_inputs, **self.scorer.identity.gradients}
+        if self.trained is not None and self.trained is not self.scorer:
+            described |= {"finetune_model": {**self.trained.text_inputs, **self.trained.identity.weights}}
         return Plan(
             last=self.last,
             records=self.records,
             tokens=self.tokens,
+            finetune_tokens=self.finetune_tokens if self.trains else None,
             targets=tuple(targets),
             warmup=self.warmup,
             features=features,
@@ -344,4 +327,6 @@ class _Planner:
 
 
 def _arm(method: Method) -> str:
-    return method.representation.title if method.label == method.representation.name else method.label
+    """The method's name among the arms, where two may have one title and a title may be a baseline's."""
+    own = method.label == method.representation.name and method.representation.title not in BASELINES.values()
+    return method.representation.title if own else method.label

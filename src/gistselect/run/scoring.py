@@ -55,19 +55,23 @@ class Score:
         """
         if not self.artifact.is_complete:
             self.artifact.begin()
-            weights = self._weights()
-            targets = [_Target(column, weights) for column in self.columns]
-            with reporter.step(f"score ({self.representation.title})", total=self.rows.n_shards, unit="shards") as step:
-                n_scored, n_rejected = self._write(targets, step.advance)
-            if n_scored + n_rejected != self.rows.facts["n_rows"]:
-                raise ArtifactMismatchError(f"{n_scored} scored and {n_rejected} quarantined rows are not the pool.")
-            self.artifact.complete(
-                targets=[name for target in targets for name in target.names],
-                n_scored=n_scored,
-                n_rejected=n_rejected,
-                null_score_quantiles={target.column.target: target.null_level(self.seed) for target in targets},
-            )
+            with self.artifact.timed():
+                self._make(reporter)
         self._check_strict()
+
+    def _make(self, reporter: Reporter) -> None:
+        weights = self._weights()
+        targets = [_Target(column, weights) for column in self.columns]
+        with reporter.step(f"score ({self.representation.title})", total=self.rows.n_shards, unit="shards") as step:
+            n_scored, n_rejected = self._write(targets, step.advance)
+        if n_scored + n_rejected != self.rows.facts["n_rows"]:
+            raise ArtifactMismatchError(f"{n_scored} scored and {n_rejected} quarantined rows are not the pool.")
+        self.artifact.complete(
+            targets=[name for target in targets for name in target.names],
+            n_scored=n_scored,
+            n_rejected=n_rejected,
+            null_score_quantiles={target.column.target: target.null_level(self.seed) for target in targets},
+        )
 
     def _weights(self) -> NDArray[np.float64]:
         if self.representation.reads != "gradient":

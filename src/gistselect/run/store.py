@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, GistSelectError
-from gistselect.files import digest, read_json, remove_leftovers, replacing, write_json
+from gistselect.files import digest, json_line, read_json, remove_leftovers, replacing, write_json
 
 IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
+SPENT = "seconds.jsonl"
+"""What an artifact took, a line for each piece of work. No key, checksum or result depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,35 @@ class Artifact:
             raise ArtifactMismatchError(f"{self / COMPLETE} is damaged; delete {self.folder} and run again.")
         return stored["facts"]
 
+    def spend(self, **seconds: float) -> None:
+        """Note wall seconds by what they were spent on; notes of several processes and attempts add up.
+
+        A line is one write at the end of the file, and starts a new line: one that was cut off spoils no other.
+        """
+        with (self / SPENT).open("ab", buffering=0) as file:
+            file.write(b"\n" + json_line({name: round(value, 4) for name, value in seconds.items()}))
+
+    @contextmanager
+    def timed(self, name: str = "seconds") -> Iterator[None]:
+        """Note what the block took, also if it is interrupted."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.folder.is_dir():
+                self.spend(**{name: time.monotonic() - started})
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Wall seconds by what they were spent on, over all attempts; empty if nobody noted any."""
+        total: dict[str, float] = {}
+        if (self / SPENT).is_file():
+            for line in (self / SPENT).read_bytes().splitlines():
+                with suppress(ValueError):
+                    for name, value in json.loads(line).items():
+                        total[name] = total.get(name, 0.0) + value
+        return total
+
 
 @dataclass(frozen=True)
 class Store:
@@ -77,6 +109,12 @@ class Store:
         key = digest(described)
         text = json.dumps(described, sort_keys=True, ensure_ascii=False)
         return Artifact(folder=self.root / f"{stage}-{key[:16]}", key=key, inputs=text)
+
+    def existing(self, name: str) -> Artifact:
+        """The artifact in the folder of this name. Raises `ArtifactMismatchError` if there is none."""
+        described = read_json(self.root / name / INPUTS)
+        text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+        return Artifact(folder=self.root / name, key=digest(described), inputs=text)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class WarmUp:
         rows = usable[warmup_positions(len(usable), self.share, self.seed)]
         reporter.say(f"Warm-up: {len(rows):,} random rows, {self.epochs[-1]} of {self.training.epochs} epochs.")
         n_steps = self.epochs[-1] * steps_per_epoch(len(rows), self.training.global_batch_size)
-        with reporter.step("warm-up", total=n_steps, unit="steps") as step:
+        with self.artifact.timed(), reporter.step("warm-up", total=n_steps, unit="steps") as step:
             result = train(
                 self.model,
                 self.tokens.select(rows.tolist()),

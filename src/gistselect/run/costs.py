@@ -1,0 +1,80 @@
+"""What each method of a run cost, from the seconds and bytes that its artifacts noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gistselect.evaluation.cost import FullTraining, SelectionCost
+from gistselect.run.arms import FULL, Arm, Recipe
+from gistselect.run.cells import Cell
+from gistselect.run.choosing import Select
+from gistselect.run.ingest import TokenRows
+from gistselect.run.store import Artifact
+from gistselect.run.warmup import WarmUp
+from gistselect.training.recipe import steps_per_epoch
+
+
+def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
+    """The cost of one method, as if it had run alone.
+
+    Stages that several methods share are charged to each in full: reading, tokenising, the warm-up. Of a pass, each is
+    charged what all share (reading, forward, backward) and its own arithmetic. Adapters that were given cost nothing.
+    """
+    score = select.score
+    reads_model = score.representation.reads != "text"
+    seconds = {"read": _seconds([select.records.artifact])}
+    if reads_model and isinstance(score.rows, TokenRows):
+        seconds["tokenise"] = _seconds([score.rows.artifact])
+    if isinstance(score.warmup, WarmUp):
+        seconds["warm-up"] = _seconds([score.warmup.artifact])
+    fits = {fit.artifact.key: fit.artifact for column in score.columns for fit, _ in column.entries}
+    cells = {cell.features.key: cell for column in score.columns for _, cell in column.entries}
+    seconds |= {
+        "queries": _seconds(fits.values()),
+        "pool": _pass_seconds(list(cells.values())),
+        "score": _seconds([score.artifact]),
+        "select": _seconds([select.artifact]),
+    }
+    stored = sum(path.stat().st_size for cell in cells.values() for path in cell.features.folder.glob("shard-*"))
+    n_usable = max(score.rows.facts["n_usable"], 1)
+    return SelectionCost(seconds=seconds, bytes_per_row=stored / n_usable, full_training=full)
+
+
+def _pass_seconds(cells: Sequence[Cell]) -> float:
+    """Seconds of the passes over the pool: one at each checkpoint, however many cells of the method it filled."""
+    total = 0.0
+    for place in dict.fromkeys(cell.checkpoint for cell in cells):
+        spent = [cell.features.spent for cell in cells if cell.checkpoint == place]
+        total += max(one.get("shared", 0.0) for one in spent) + sum(one.get("own", 0.0) for one in spent)
+    return total
+
+
+def _seconds(artifacts: Iterable[Artifact]) -> float:
+    return sum(artifact.spent.get("seconds", 0.0) for artifact in artifacts)
+
+
+def full_training(recipe: Recipe, arms: Sequence[Arm]) -> FullTraining | None:
+    """One fine-tuning on the full pool: measured if there was one, else forecast from the rate of the others.
+
+    None if no training has noted its time.
+    """
+    measured = [arm.training(recipe).spent.get("seconds", 0.0) for arm in arms if arm.baseline == FULL]
+    if measured and all(measured):
+        return FullTraining(seconds=sum(measured) / len(measured), measured=True)
+    lengths = recipe.tokens.columns(["row", "n_tokens"])
+    of_row = dict(zip(lengths["row"].to_pylist(), lengths["n_tokens"].to_pylist(), strict=True))
+    done = {arm.training(recipe).key: arm for arm in arms}
+    tokens = seconds = 0.0
+    for arm in done.values():
+        rows, spent = arm.rows(recipe.tokens), arm.training(recipe).spent
+        steps = recipe.training.epochs * steps_per_epoch(len(rows), recipe.training.global_batch_size)
+        read = recipe.training.epochs * sum(of_row[row] for row in rows.tolist())
+        if spent.get("steady_steps"):
+            tokens, seconds = tokens + read * spent["steady_steps"] / steps, seconds + spent["steady_seconds"]
+        elif spent.get("seconds"):
+            tokens, seconds = tokens + read, seconds + spent["seconds"]
+    if not seconds:
+        return None
+    return FullTraining.forecast(
+        tokens=sum(of_row.values()), epochs=recipe.training.epochs, tokens_per_second=tokens / seconds
+    )
