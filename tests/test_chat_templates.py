@@ -188,3 +188,50 @@ def test_a_call_ends_where_the_tool_that_answers_is_named_again() -> None:
     assert said[0].endswith("<|call|>")
     assert "functions.area" not in said[0]
     assert said[1] == "<|message|>Eight.<|end|>"
+
+
+def test_a_call_ends_at_its_end_where_its_reasoning_is_dropped_once_an_answer_follows() -> None:
+    """As gpt-oss does: the reasoning before a call is shown while the tool has not answered."""
+    source = (
+        "{% set last = messages[-1].role == 'assistant' and not messages[-1].tool_calls %}"
+        "{% set called = namespace(name='') %}{% for m in messages %}{% if m.role == 'tool' %}"
+        "<|start|>functions.{{ called.name }}<|channel|>commentary<|message|>{{ m.content }}<|end|>"
+        "{% elif m.tool_calls %}{% set called.name = m.tool_calls[0].function.name %}"
+        "{% if m.reasoning_content and not last %}<|start|>assistant<|channel|>analysis<|message|>"
+        "{{ m.reasoning_content }}<|end|>{% endif %}"
+        "<|start|>assistant to={{ called.name }}<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+        "{% elif m.role == 'assistant' %}<|start|>assistant<|channel|>{% if m.reasoning_content %}"
+        "{{ m.reasoning_content }}<|channel|>{% endif %}{{ m.content }}<|end|>"
+        "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    template, _ = template_of(source)
+    call = {"type": "function", "function": CALL}
+    turns = (
+        Message(role="user", content="How large?"),
+        Message(role="assistant", content="", reasoning="I measure.", tool_calls=(call,)),
+        Message(role="tool", content="8", name="area"),
+        Message(role="assistant", content="Eight."),
+    )
+    _, (first, second) = pieces(template.render(Record(id="r", source="s", row=0, messages=turns)))
+    assert first == ' to=area<|message|>{"sides": [2, 4]}<|call|>'
+    assert second == "<|channel|>Eight.<|end|>"
+
+
+def test_the_header_of_an_answer_to_a_tool_is_not_learned() -> None:
+    """As Gemma's diffusion model does: the prompt after a tool's answer lacks the header that the turn then has."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' %}<|response>{{ m.content }}<response|>"
+        "{% elif m.tool_calls %}<|turn>model\n<|call>{{ m.tool_calls[0].function.name }}<call|>"
+        "{% else %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}<turn|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt and messages[-1].role != 'tool' %}<|turn>model\n{% endif %}"
+    )
+    template, _ = template_of(source)
+    turns = (
+        Message(role="user", content="How large?"),
+        Message(role="assistant", content="", tool_calls=({"type": "function", "function": CALL},)),
+        Message(role="tool", content="8", name="area"),
+        Message(role="assistant", content="Eight."),
+    )
+    _, said = pieces(template.render(Record(id="r", source="s", row=0, messages=turns)))
+    assert said == ["<|call>area<call|>", "Eight.<turn|>\n"]

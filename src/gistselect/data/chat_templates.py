@@ -65,7 +65,7 @@ class JinjaTemplate:
     special_tokens: dict[str, str]
     control_tokens: tuple[str, ...] = ()
     """Strings that the tokenizer reads as special tokens; see `templates.control_tokens`."""
-    version: int = 2
+    version: int = 3
 
     @property
     def digest(self) -> str:
@@ -123,7 +123,7 @@ class JinjaTemplate:
                 continue
             own = [placed for placed in shown.placed if placed[2] == turn]
             if message.tool_calls:
-                own = own[: self._placed_alone(record, turn)]
+                own = own[: self._placed_alone(record, turn, shown)]
             if not own:
                 raise DataError(f"the answer of turn {turn + 1} has no text but thinking tags")
             others = [placed for placed in shown.placed if placed not in own]
@@ -132,18 +132,24 @@ class JinjaTemplate:
             opening, closing = self._around(record, turn)
             lead = self._common(opening, shown.text[before:first])
             start = before + lead if lead or opening == "" else first
+            if self._header and shown.text.startswith(self._header, start, first):
+                start += len(self._header)
             after = min((begin for begin, _, _ in others if begin >= last), default=None)
             end = len(shown.text) if after is None else last + self._close(shown.text[last:after], closing)
             spans.append((start, end))
         return spans
 
-    def _placed_alone(self, record: Record, turn: int) -> int | None:
-        """How many texts of a call are its own: templates name the function again where the tool answers."""
+    def _placed_alone(self, record: Record, turn: int, shown: _Shown) -> int | None:
+        """How many texts of a call are its own: templates name the function again where the tool answers.
+
+        As many as where nothing follows the call, but for those that the template drops once something does.
+        """
         try:
-            shown = self._show(record.messages[: turn + 1], record.tools)
+            alone = self._show(record.messages[: turn + 1], record.tools)
         except DataError:
             return None
-        return sum(of == turn for _, _, of in shown.placed)
+        dropped = sum(of == turn for of, _ in shown.lost) - sum(of == turn for of, _ in alone.lost)
+        return sum(of == turn for _, _, of in alone.placed) - dropped
 
     def _around(self, record: Record, turn: int) -> tuple[str | None, str | None]:
         """What the template says between the turn before and this answer, and after it if nothing follows."""
@@ -164,6 +170,13 @@ class JinjaTemplate:
         if opening is not None and (thinking := THINKING_OPENS.search(opening)):
             opening = opening[: thinking.start()]
         return opening, self._tail(messages, tools, prompt=False)
+
+    @cached_property
+    def _header(self) -> str:
+        """What opens an answer after a question; where a tool has answered a prompt may leave it to the answer."""
+        opening, _ = self._measure(PROBE.messages, ())
+        closing = self._tail(PROBE.messages[:-1], (), prompt=False) or ""
+        return opening.removeprefix(closing) if opening and opening.startswith(closing) else ""
 
     def _tail(self, messages: tuple[Message, ...], tools: Tools, prompt: bool) -> str | None:
         try:
