@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gistselect.data.templates import Tulu
 from gistselect.errors import ConfigError, DataError
-from gistselect.export.job import TULU, ExportJob, export
+from gistselect.export.job import TULU, ExportJob, chat_turn, export
 from gistselect.model.adapters import AdapterConfig
 from gistselect.model.config import ModelConfig
 from gistselect.registry import names
@@ -239,6 +239,44 @@ def test_an_export_is_whole_and_removes_nothing_else(tiny_model: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"notes\.txt"):
         run("trl", tmp_path / "out", tiny_model)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_the_written_template_gives_tools_calls_and_reasoning_as_they_were_scored(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    thought = Message(role="assistant", content=" 4\n", reasoning=" two </think> \n", tool_calls=(CALL, CALL))
+    records = [
+        WITH_CALL,
+        conversation(("system", " Sys. "), *WITH_CALL.messages, tools=(TOOL, TOOL), id="system"),
+        conversation(("user", HOSTILE), thought, ("tool", HOSTILE), ("assistant", HOSTILE), id="thought"),
+        conversation(("user", "q"), Message(role="assistant", content="a", reasoning=" "), tools=(TOOL,), id="blank"),
+    ]
+    for record in records:
+        turns = [chat_turn(one) for one in record.messages]
+        tools = [dict(tool) for tool in record.tools]
+        (text,), (spans,) = render_jinja_template(
+            [turns], chat_template=TULU, tools=tools, return_assistant_tokens_mask=True, eos_token="</s>"
+        )
+        ours = Tulu(eos="</s>").render(record)
+        assert text == ours.text
+        assert tuple((start, end) for start, end in spans) == ours.supervised
+    run("trl", tmp_path / "trl", tiny_model, records)
+    run("axolotl", tmp_path / "axolotl", tiny_model, records)
+    with pytest.raises(DataError, match="'call' has tools or calls"):
+        run("llamafactory", tmp_path / "llamafactory", tiny_model, records)
+
+
+def test_how_the_model_is_held_goes_with_the_job(tiny_model: Path, tmp_path: Path) -> None:
+    model = ModelConfig(path=str(tiny_model), quantization="4bit", trust_remote_code=True)
+    records = RECORDS[1:]
+    expected = {"trl": "load_in_4bit", "axolotl": "load_in_4bit", "llamafactory": "quantization_bit"}
+    for tool, option in expected.items():
+        job = ExportJob(records=records, output=tmp_path / tool, model=model, config=CONFIG, max_length=9)
+        paths = export(tool, job)
+        configuration = next(path for path in paths if path.suffix in (".yaml", ".yml"))
+        settings = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+        assert settings[option] in (True, 4)
+        assert settings["trust_remote_code"] is True
 
 
 def test_the_written_template_is_the_published_one() -> None:

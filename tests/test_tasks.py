@@ -11,9 +11,11 @@ from typing import Any
 import pandas
 import pytest
 
+from gistselect.data.config import ReadOptions
 from gistselect.data.templates import Tulu
 from gistselect.errors import ConfigError, DataError
 from gistselect.registry import names
+from gistselect.run.targets import load_tasks
 from gistselect.tasks import load_task, sample_groups
 from gistselect.types import Message, Record
 
@@ -290,6 +292,32 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
     assert task.evaluation() == []
     with pytest.raises(DataError, match=r"3 of 3 target rows .* no group in 'language'"):
         load_task(str(path), None, "language").queries()
+
+
+def test_names_of_columns_and_roles_hold_for_own_targets_and_the_shape_does_not(tmp_path: Path) -> None:
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(json.dumps({"Question": "q", "Answer": "a"}) + "\n")
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text(json.dumps({"Question": "h", "Answer": "a"}) + "\n")
+    usual = tmp_path / "usual.jsonl"
+    turns = [
+        {"role": "customer", "content": "q"},
+        {"role": "agent", "content": "first"},
+        {"role": "customer", "content": "r"},
+        {"role": "agent", "content": "last"},
+    ]
+    usual.write_text(json.dumps({"messages": turns}) + "\n")
+    options = ReadOptions(
+        format="prompt_completion",
+        columns=("prompt=Question", "completion=Answer"),
+        roles=("agent=assistant", "customer=user"),
+        supervise="last",
+        pool_revision="main",
+    )
+    own, other = load_tasks([str(renamed), str(usual)], None, None, [heldout], options)
+    assert [one.content for one in own.queries()[0].messages] == ["q", "a"]
+    assert [one.content for one in own.evaluation()[0].messages] == ["h", "a"]
+    assert [one.supervised for one in other.queries()[0].messages] == [True, False, True, True]
 
 
 def test_held_out_rows_must_not_be_target_rows(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ class ReadOptions(BaseModel):
     format: Annotated[Format, Parameter(group=DATA)] = "auto"
     """Shape of the rows."""
     columns: Annotated[tuple[str, ...], many(DATA)] = ()
-    """Where things stand in columns of other names: prompt=Question completion=Answer system=Preamble."""
+    """Where things stand in columns of other names: prompt=Question completion=Answer system=Preamble. Holds for the
+    pool and for targets of your own, wherever a row has such a column."""
     roles: Annotated[tuple[str, ...], many(DATA)] = ()
-    """Names of roles beyond the usual ones: agent=assistant customer=user."""
+    """Names of roles beyond the usual ones, in pool and target: agent=assistant customer=user."""
     separator: Annotated[str | None, Parameter(group=DATA)] = None
     """For rows of one text: what stands right before the answer; only what follows its last place is learned."""
     supervise: Annotated[Literal["all", "last"], Parameter(group=DATA)] = "all"

@@ -59,10 +59,14 @@ def to_axolotl(job: ExportJob) -> list[Path]:
     }
     if job.model.revision is not None:
         settings["revision_of_model"] = job.model.revision
+    if job.model.quantization != "none":
+        settings[f"load_in_{job.model.quantization}"] = True
+    if job.model.trust_remote_code:
+        settings["trust_remote_code"] = True
     if not recipe.full:
         targets = job.target_modules
         settings |= {
-            "adapter": "lora",
+            "adapter": "qlora" if job.model.quantization == "4bit" else "lora",
             "lora_r": recipe.adapter.rank,
             "lora_alpha": int(recipe.adapter.alpha),
             "lora_dropout": recipe.adapter.dropout,

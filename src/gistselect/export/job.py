@@ -29,13 +29,25 @@ from gistselect.types import Message, Record
 DATA_FILE = "selected.jsonl"
 TEMPLATE_FILE = "chat_template.jinja"
 TULU = (
+    "{%- macro tools_of_it() -%}{{- '<tools>' -}}{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}"
+    "{{- '\\n</tools>' -}}{%- endmacro -%}"
+    "{%- if tools and messages[0]['role'] != 'system' -%}{{- '<|system|>\\n' + tools_of_it() + '\\n' -}}{%- endif -%}"
     "{%- for message in messages -%}{{- '<|' + message['role'] + '|>\\n' -}}"
+    "{%- set said = namespace(text=message['content'] or '') -%}"
+    "{%- if tools and loop.first and message['role'] == 'system' -%}"
+    "{%- set said.text = (said.text | trim) + '\\n\\n' + tools_of_it() -%}{%- endif -%}"
+    "{%- for call in message['tool_calls'] or [] -%}"
+    "{%- set told = {'name': call['function']['name'], 'arguments': call['function']['arguments']} -%}"
+    "{%- set said.text = (said.text + '\\n' if said.text | trim else '') -%}"
+    "{%- set said.text = said.text + '<tool_call>\\n' + (told | tojson) + '\\n</tool_call>' -%}{%- endfor -%}"
+    "{%- if (message['reasoning_content'] or '') | trim -%}{%- set said.text = '<think>\\n' + "
+    "(message['reasoning_content'] | trim) + '\\n</think>\\n\\n' + said.text -%}{%- endif -%}"
     "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{- (message['content'] | trim) + eos_token + '\\n' -}}{%- endgeneration -%}"
-    "{%- else -%}{{- (message['content'] | trim) + '\\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- generation -%}{{- (said.text | trim) + eos_token + '\\n' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- (said.text | trim) + '\\n' -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
 )
-"""The published template (LESS) in Jinja, for tokenizers that bring none or another."""
+"""The published template (LESS) in Jinja with our text for tools, calls and reasoning (`Tulu`)."""
 EOS = "</s>"
 """Stands for any end of sequence where two renderings are compared."""
 Files = Mapping[str, str]
@@ -195,9 +207,10 @@ def _prove_tulu(record: Record) -> None:
         return
     kept = dataclasses.replace(record, messages=learned_turns(record))
     turns = [chat_turn(message) for message in kept.messages]
-    texts, _ = render_jinja_template([turns], chat_template=TULU, eos_token=EOS)
+    tools = [dict(tool) for tool in kept.tools] or None
+    texts, _ = render_jinja_template([turns], chat_template=TULU, tools=tools, eos_token=EOS)
     if texts[0] != Tulu(eos=EOS).render(kept).text:
         raise DataError(
-            f"row {record.id!r} was scored as text that the tulu template in Jinja cannot give (calls, reasoning or an "
-            "opened answer); leave the row out, or score with --template model."
+            f"row {record.id!r} was scored as text that the tulu template in Jinja cannot give (such as an opened "
+            "answer); leave the row out, or score with --template model."
         )

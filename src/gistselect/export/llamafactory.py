@@ -42,6 +42,8 @@ def to_llamafactory(job: ExportJob) -> list[Path]:
     line: turns that do not alternate, plain text, reasoning, an answer that is context only.
     """
     recipe = job.config
+    if job.template == "tulu" and (called := next((one for one in job.records if _uses_tools(one)), None)):
+        raise _refusal(called, "has tools or calls, which LLaMA-Factory would write otherwise than the tulu template")
     masked = any(_skipped(record) for record in job.records)
     rows = [_row(record, masked) for record in job.records]
     tools = {"tools": "tools"} if any(record.tools for record in job.records) else {}
@@ -63,6 +65,10 @@ def to_llamafactory(job: ExportJob) -> list[Path]:
     }
     if job.model.revision is not None:
         settings["model_revision"] = job.model.revision
+    if job.model.quantization != "none":
+        settings |= {"quantization_bit": int(job.model.quantization.removesuffix("bit")), "quantization_method": "bnb"}
+    if job.model.trust_remote_code:
+        settings["trust_remote_code"] = True
     if not recipe.full:
         settings |= {
             "lora_rank": recipe.adapter.rank,
@@ -94,6 +100,10 @@ def _target(targets: list[str] | str) -> str:
 def _skipped(record: Record) -> bool:
     """Whether an answer before the last one is context only."""
     return any(turn.role == "assistant" and not turn.supervised for turn in learned_turns(record))
+
+
+def _uses_tools(record: Record) -> bool:
+    return bool(record.tools) or any(turn.tool_calls for turn in record.messages)
 
 
 def _row(record: Record, masked: bool) -> dict[str, Any]:

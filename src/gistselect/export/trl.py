@@ -49,6 +49,10 @@ def to_trl(job: ExportJob) -> list[Path]:
     }
     if job.model.revision is not None:
         settings["model_revision"] = job.model.revision
+    if job.model.quantization != "none":
+        settings[f"load_in_{job.model.quantization}"] = True
+    if job.model.trust_remote_code:
+        settings["trust_remote_code"] = True
     if not job.config.full:
         adapter = job.config.adapter
         settings |= {

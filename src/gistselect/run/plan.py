@@ -199,7 +199,7 @@ class _Planner:
     def plan(self) -> Plan:
         config = self.config
         # Targets come first: a misspelt one or an unreadable file must fail before the pool is read.
-        tasks = load_tasks(config.target, config.data_dir, config.target_group, config.heldout)
+        tasks = load_tasks(config.target, config.data_dir, config.target_group, config.heldout, config)
         targets = queries(tasks, config.max_queries, config.seed, self.scorer.encoder if self.scorer else None)
         checkpoints = self.warmup.checkpoints if self.warmup else ()
         keys = Keys(

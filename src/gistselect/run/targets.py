@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gistselect.data.config import ReadOptions
 from gistselect.data.stored import record_json
 from gistselect.errors import ConfigError, DataError
 from gistselect.representations.interface import Queries
@@ -58,16 +59,23 @@ class Target:
 
 
 def load_tasks(
-    names: Sequence[str], data_dir: Path | None, group_column: str | None, heldout: Sequence[Path]
+    names: Sequence[str],
+    data_dir: Path | None,
+    group_column: str | None,
+    heldout: Sequence[Path],
+    options: ReadOptions | None = None,
 ) -> list[Task]:
     """The targets in their order; held-out files go to one's own targets, in the same order.
 
+    What the options say of names and answers holds for one's own targets too. The shape and the revision are the
+    pool's alone: a target may be another kind of file.
     Raises `ConfigError` for a held-out file that belongs to none, or two targets of one name.
     """
     files = iter(heldout)
+    options = options and options.reading.model_copy(update={"format": "auto", "pool_revision": None})
     tasks: list[Task] = []
     for name in names:
-        task = load_task(name, data_dir, group_column)
+        task = load_task(name, data_dir, group_column, options=options)
         if isinstance(task, Custom):
             task.heldout = next(files, None)
         tasks.append(task)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gistselect.data.config import ReadOptions
 from gistselect.errors import ConfigError
 from gistselect.registry import names, resolve
 from gistselect.streams import Stream, generator
@@ -49,26 +50,29 @@ def load_task(
     data_dir: Path | None = None,
     group_column: str | None = None,
     heldout: Path | None = None,
+    options: ReadOptions | None = None,
 ) -> Task:
     """A registered task over `data_dir`, or a target of one's own from a path.
 
-    `group_column` and `heldout` belong to targets of one's own. Raises `ConfigError` for a name that is
+    `group_column`, `heldout` and `options` belong to targets of one's own. Raises `ConfigError` for a name that is
     neither, and for a registered task without `data_dir`.
     """
     if is_file_name(name_or_path) or (name_or_path not in names("task") and Path(name_or_path).exists()):
-        return own_target(name_or_path, group_column, heldout)
+        return own_target(name_or_path, group_column, heldout, options)
     task = resolve("task", name_or_path)
     if data_dir is None:
         raise ConfigError(f"the target {name_or_path!r} needs --data-dir, the folder that holds its eval/ files.")
     return task(data_dir)
 
 
-def own_target(path: str, group_column: str | None = None, heldout: Path | None = None) -> Custom:
+def own_target(
+    path: str, group_column: str | None = None, heldout: Path | None = None, options: ReadOptions | None = None
+) -> Custom:
     """A target of one's own, called by its file's name; by the name's first part unless that means a task of ours."""
     file_name = Path(path.removeprefix("hf:")).name
     stem = file_name.split(".")[0]
     taken = not stem or stem in PROTOCOLS or stem in names("task")
-    return Custom(path, group_column, file_name if taken else stem, heldout)
+    return Custom(path, group_column, file_name if taken else stem, heldout, options)
 
 
 def heldout_records(task: Task) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from gistselect.data.config import ReadOptions
 from gistselect.data.pool import read_records
 from gistselect.data.sources import READERS
 from gistselect.errors import DataError
@@ -21,8 +22,17 @@ class Custom:
 
     version = 1
 
-    def __init__(self, path: str | Path, group_column: str | None, name: str, heldout: Path | None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        group_column: str | None,
+        name: str,
+        heldout: Path | None,
+        options: ReadOptions | None = None,
+    ) -> None:
         self.path = path
+        self.options = options or ReadOptions()
+        """How the files are read."""
         self.group_column = group_column
         """None takes the column `group` where a row has it."""
         self.name = name
@@ -37,7 +47,7 @@ class Custom:
         if self.heldout is None:
             return []
         asked = {record.messages: record.id for record in self._queries}
-        records = _whole(self.heldout, self.group_column)
+        records = _whole(self.heldout, self.group_column, self.options)
         shared = [record for record in records if record.messages in asked]
         if shared:
             raise DataError(
@@ -48,11 +58,11 @@ class Custom:
 
     @cached_property
     def _queries(self) -> list[Record]:
-        return _whole(self.path, self.group_column)
+        return _whole(self.path, self.group_column, self.options)
 
 
-def _whole(path: str | Path, group_column: str | None) -> list[Record]:
-    rows = read_records(path, group_column=group_column)
+def _whole(path: str | Path, group_column: str | None, options: ReadOptions) -> list[Record]:
+    rows = read_records(path, options, group_column=group_column)
     rejected = [row for row in rows if isinstance(row, Rejected)]
     if rejected:
         raise DataError(
