@@ -194,6 +194,8 @@ def _parsed(item: Any) -> Row:
     if isinstance(item, bytes):
         try:
             item = json.loads(item.decode())
+            if isinstance(item, dict):
+                return item
         except UnicodeDecodeError as error:
             raise DataError(f"the line is not UTF-8 (byte {error.start} of the line)") from None
         except (ValueError, RecursionError) as error:

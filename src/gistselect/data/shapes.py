@@ -116,12 +116,19 @@ def conversation(row: Row, options: ReadOptions) -> Conversation:
     Raises `DataError` with the reason if there is none that can be used, or if it has something that bears on the
     answer and has no place here.
     """
-    present = frozenset(column for column, value in row.items() if not is_missing(value))
+    # `is_missing`, written out: it would be a call for every cell of a pool.
+    present = frozenset(
+        [
+            column
+            for column, value in row.items()
+            if value is not None and (value.__class__ is not float or value == value)
+        ]
+    )
     plan = _plan(present, options.format, options.separator is not None)
-    if medium := next((column for column in plan.media if row[column]), None):
+    if plan.media and (medium := next((column for column in plan.media if row[column]), None)):
         raise DataError(f"it is multimodal: it has {medium!r}, and only text is read")
-    unread = [column for column in plan.unread if row[column] not in ("", [], {})]
-    if lost := next((column for column in unread if column in MEANING), None):
+    unread = [column for column in plan.unread if row[column] not in ("", [], {})] if plan.unread else []
+    if unread and (lost := next((column for column in unread if column in MEANING), None)):
         raise DataError(
             f"it has {lost!r}, which bears on the answer and has no place in {plan.name}; "
             "say where it belongs with --columns, or remove it"

@@ -6,6 +6,7 @@ No piece is tokenised on its own to find where an answer begins, since merges ac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,7 +88,8 @@ def _supervised_tokens(offsets: list[Span], spans: tuple[Span, ...]) -> NDArray[
     A tokenizer that trims offsets reports a token of white space alone as empty; it is taken to reach back to
     the end of the token before. Special tokens that the tokenizer adds itself stay empty, at (0, 0).
     """
-    start, end = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    flat = np.fromiter(chain.from_iterable(offsets), dtype=np.int64, count=2 * len(offsets))
+    start, end = flat[::2], flat[1::2]
     previous_end = np.concatenate([[0], np.maximum.accumulate(end)[:-1]]) if len(end) else end
     start = np.where(start == end, np.minimum(start, previous_end), start)
     supervised = np.zeros(len(end), dtype=np.bool_)

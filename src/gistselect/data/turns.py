@@ -59,10 +59,10 @@ def unread_keys(turns: Any) -> Iterator[str]:
 
 
 def _read_turn(turn: Any, what: str, roles: Mapping[str, str]) -> Message:
+    if isinstance(turn, dict) and len(turn) == 2 and not roles and (plainest := _plain_turn(turn, what)):
+        return plainest
     if not isinstance(turn, Mapping):
         raise DataError(f"{what} is {kind(turn)}, not an object with role and content")
-    if len(turn) == 2 and not roles and (plainest := _plain_turn(turn, what)):
-        return plainest
     given = _first(turn, ROLE_KEYS)
     if given is None:
         raise DataError(f"{what} has no role (looked for {', '.join(ROLE_KEYS)}); its keys: {shorten(sorted(turn))}")
@@ -96,11 +96,11 @@ def _read_turn(turn: Any, what: str, roles: Mapping[str, str]) -> Message:
     )
 
 
-def _plain_turn(turn: Mapping[str, Any], what: str) -> Message | None:
+def _plain_turn(turn: dict[str, Any], what: str) -> Message | None:
     """A turn of role and text alone, as nearly all are: they need none of the questions that others raise."""
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if isinstance(role, str) and isinstance(content, str) and role in _PLAIN_ROLES:
-        return Message(role=_PLAIN_ROLES[role], content=text(content, what))
+    if isinstance(role, str) and isinstance(content, str) and (known := _PLAIN_ROLES.get(role)):
+        return Message(role=known, content=content if content.isascii() else text(content, what))
     return None
 
 

@@ -207,7 +207,7 @@ def _prove_tulu(record: Record) -> None:
         return
     kept = dataclasses.replace(record, messages=learned_turns(record))
     turns = [chat_turn(message) for message in kept.messages]
-    tools = [dict(tool) for tool in kept.tools] or None
+    tools: list[Any] | None = [dict(tool) for tool in kept.tools] or None
     texts, _ = render_jinja_template([turns], chat_template=TULU, tools=tools, eos_token=EOS)
     if texts[0] != Tulu(eos=EOS).render(kept).text:
         raise DataError(
