@@ -22,6 +22,7 @@ from gistselect.representations.interface import (
     Features,
     Fitted,
     FloatArray,
+    Prepared,
     Queries,
     Reads,
     Representation,
@@ -56,7 +57,7 @@ class BM25(Representation):
         """One number for each group; at most one a query."""
         return n_queries
 
-    def fit(self, queries: Queries, at: TextSource, folder: Path) -> Fitted:
+    def fit(self, queries: Queries, at: TextSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """Weights of the queries' words, from one pass over the pool's text.
 
         Raises `DataError` if no query has a word.

@@ -28,6 +28,7 @@ from gistselect.representations.interface import (
     Fitted,
     FloatArray,
     GradientSource,
+    Prepared,
     Queries,
     Reads,
     Representation,
@@ -121,7 +122,7 @@ class Gist(GistOptions, Representation):
         rank = self.rank if isinstance(self.rank, int) else n_queries
         return at.engine.gram_passes(n_queries) + at.engine.basis_passes(min(rank, n_queries))
 
-    def fit(self, queries: Queries, at: GradientSource, folder: Path) -> Fitted:
+    def fit(self, queries: Queries, at: GradientSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """The task subspace of the queries (GIST section 4); the exact basis goes into `folder`.
 
         Raises `DataError` naming a query whose gradient is not finite.

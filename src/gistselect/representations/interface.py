@@ -52,16 +52,22 @@ class Queries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """What the queries of one target determine at one checkpoint, or over one pool's text."""
+class Prepared:
+    """What the pool determines at one checkpoint, or by its text, whatever the target."""
 
-    groups: tuple[str, ...]
-    """Names of the score columns."""
     arrays: Mapping[str, NDArray[Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for people and later stages."""
     folder: Path | None = None
-    """Where `fit` wrote what is too large for memory."""
+    """Where what is too large for memory was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Prepared):
+    """What the queries of one target determine at one checkpoint, or over one pool's text."""
+
+    groups: tuple[str, ...]
+    """Names of the score columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +186,32 @@ class Representation(BaseModel, ABC):
         """Most numbers kept of a row, for a forecast; None if that takes the model to know."""
         return None
 
+    @property
+    def prepare_inputs(self) -> dict[str, Any] | None:
+        """The options that `prepare` depends on, as JSON; None if there is nothing to prepare."""
+        return None
+
+    def sample(self, n_rows: int) -> NDArray[np.intp]:
+        """Places, ascending, of the examples that `prepare` is to see among the `n_rows` usable rows of the pool."""
+        return np.zeros(0, dtype=np.intp)
+
+    def prepare(self, sample: Sequence[Example], at: Any, folder: Path) -> Prepared:
+        """What all targets share at one checkpoint, made before any `fit`; large files go into `folder`.
+
+        Text is read from `at` and needs no sample.
+        """
+        raise NotImplementedError
+
     def passes(self, n_queries: int, at: Any) -> int:
         """Times that `fit` reads the queries, for a forecast."""
         return 1
 
     @abstractmethod
-    def fit(self, queries: Queries, at: Any, folder: Path) -> Fitted:
-        """What the queries determine; large files go into `folder`. `at` is the source that `reads` names."""
+    def fit(self, queries: Queries, at: Any, folder: Path, prepared: Prepared | None) -> Fitted:
+        """What the queries determine; large files go into `folder`. `at` is the source that `reads` names.
+
+        `prepared` is None unless there are `prepare_inputs`.
+        """
 
     @abstractmethod
     def collector(self, fitted: Fitted | None, at: Any) -> Any:

@@ -24,6 +24,7 @@ from gistselect.representations.interface import (
     Fitted,
     FloatArray,
     GradientSource,
+    Prepared,
     Queries,
     Reads,
     Representation,
@@ -70,7 +71,7 @@ class Less(Representation):
     def width(self, n_queries: int) -> int:
         return self.dimension
 
-    def fit(self, queries: Queries, at: GradientSource, folder: Path) -> Fitted:
+    def fit(self, queries: Queries, at: GradientSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """Projected gradients (n_query, d) of the queries.
 
         Raises `DataError` naming a query whose gradient is zero or not finite.

@@ -20,6 +20,7 @@ from gistselect.representations.interface import (
     Fitted,
     FloatArray,
     HiddenSource,
+    Prepared,
     Queries,
     Reads,
     Representation,
@@ -42,7 +43,7 @@ class RDS(Representation):
     def per_target(self) -> bool:
         return False
 
-    def fit(self, queries: Queries, at: HiddenSource, folder: Path) -> Fitted:
+    def fit(self, queries: Queries, at: HiddenSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """Mean hidden states (n_query, h) of the queries.
 
         Raises `DataError` naming a query whose hidden states are zero or not finite.

@@ -1,6 +1,7 @@
-"""Fits and cells: what is computed once and kept, for each representation, target and checkpoint.
+"""Preparations, fits and cells: what is computed once and kept, for each representation, target and checkpoint.
 
-A *fit* is what the queries of one target determine. A *cell* is what a pass keeps of every pool row: for one target,
+A *preparation* is what the pool determines whatever the target, for the few representations that need it. A *fit* is
+what the queries of one target determine. A *cell* is what a pass keeps of every pool row: for one target,
 or for all where a representation keeps the same for each. Both have keys before any work begins.
 """
 
@@ -8,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.files import replacing_folder
-from gistselect.representations.interface import Fitted, Queries, Representation
+from gistselect.representations.interface import Fitted, Prepared, Queries, Representation
+from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.store import Artifact, Store
 
+PREPARED_VERSION = 1
 FIT_VERSION = 3
 FEATURES_VERSION = 2
 MEASURED_VERSION = 1
 FOLDER, ARRAYS = "fit", "arrays.safetensors"
+"""Of a fit or a preparation: what it wrote, within its artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +41,45 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What the pool determines for one representation at one checkpoint, or by its text, before any target."""
+
+    representation: Representation
+    checkpoint: Checkpoint | None
+    artifact: Artifact
+
+    def save(self, source: Any, rows: RecordRows | TokenRows) -> None:
+        """Prepare from a sample of the pool's rows, and keep the result in the artifact, which has begun."""
+        examples = []
+        if isinstance(rows, TokenRows):
+            usable = rows.columns(["row"])["row"].to_numpy()
+            examples = rows.select(usable[self.representation.sample(len(usable))].tolist())
+        with replacing_folder(self.artifact / FOLDER) as folder:
+            prepared = self.representation.prepare(examples, source, folder)
+            _save_arrays(prepared, folder)
+        self.artifact.complete(**prepared.facts)
+
+    def load(self) -> Prepared:
+        """What `save` kept."""
+        return Prepared(arrays=_load_arrays(self.artifact), facts=self.artifact.facts, folder=self.artifact / FOLDER)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What one target's queries determine at one checkpoint, or over the pool's text."""
 
     representation: Representation
     queries: Queries
     checkpoint: Checkpoint | None
+    preparation: Preparation | None
     artifact: Artifact
 
     def save(self, source: Any) -> None:
         """Fit and keep the result in the artifact, which has begun."""
+        prepared = self.preparation.load() if self.preparation else None
         with replacing_folder(self.artifact / FOLDER) as folder:
-            fitted = self.representation.fit(self.queries, source, folder)
-            arrays = {name: np.ascontiguousarray(array) for name, array in fitted.arrays.items()}
-            save_file(arrays, folder / ARRAYS)
+            fitted = self.representation.fit(self.queries, source, folder, prepared)
+            _save_arrays(fitted, folder)
         self.artifact.complete(groups=list(fitted.groups), **fitted.facts)
 
 
@@ -56,14 +87,21 @@ def load_fit(artifact: Artifact) -> Fitted:
     """What `Fit.save` kept."""
     facts = artifact.facts
     groups = tuple(facts.pop("groups"))
-    folder = artifact / FOLDER
+    return Fitted(groups=groups, arrays=_load_arrays(artifact), facts=facts, folder=artifact / FOLDER)
+
+
+def _save_arrays(result: Prepared, folder: Path) -> None:
+    save_file({name: np.ascontiguousarray(array) for name, array in result.arrays.items()}, folder / ARRAYS)
+
+
+def _load_arrays(artifact: Artifact) -> dict[str, NDArray[Any]]:
+    path = artifact / FOLDER / ARRAYS
     try:
-        arrays = load_file(folder / ARRAYS)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactMismatchError(
-            f"{folder / ARRAYS} is missing or damaged ({error}); delete {artifact.folder} and run again."
+            f"{path} is missing or damaged ({error}); delete {artifact.folder} and run again."
         ) from None
-    return Fitted(groups=groups, arrays=arrays, facts=facts, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +151,16 @@ def lay_out(
     places: Sequence[Checkpoint | None] = checkpoints if representation.reads == "gradient" else [None]
     cells = {place: _shared_cell(store, representation, place, keys) for place in places}
     columns = []
+    preparations = {place: _preparation(store, representation, place, keys) for place in places}
     for one in queries:
         entries = []
         for place in places:
+            preparation = preparations[place]
             fit = Fit(
                 representation=representation,
                 queries=one,
                 checkpoint=place,
+                preparation=preparation,
                 artifact=store.artifact(
                     "fit",
                     FIT_VERSION,
@@ -127,6 +168,7 @@ def lay_out(
                     options=representation.fit_inputs,
                     queries=keys.queries[one.target],
                     **_source(representation, place, keys),
+                    **({"prepared": preparation.artifact.key} if preparation else {}),
                 ),
             )
             entries.append((fit, cells[place] or _own_cell(store, fit, keys)))
@@ -143,6 +185,22 @@ def _source(representation: Representation, checkpoint: Checkpoint | None, keys:
     if representation.reads == "text":
         return {"records": keys.records}
     return {**keys.model, "adapter": checkpoint.key if checkpoint else None}
+
+
+def _preparation(
+    store: Store, representation: Representation, place: Checkpoint | None, keys: Keys
+) -> Preparation | None:
+    if (inputs := representation.prepare_inputs) is None:
+        return None
+    artifact = store.artifact(
+        "prepared",
+        PREPARED_VERSION,
+        **_representation(representation),
+        options=inputs,
+        rows=_rows(representation, keys),
+        **_source(representation, place, keys),
+    )
+    return Preparation(representation=representation, checkpoint=place, artifact=artifact)
 
 
 def _rows(representation: Representation, keys: Keys) -> str | None:

@@ -27,10 +27,11 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
         seconds["tokenise"] = _seconds([score.rows.artifact])
     if isinstance(score.warmup, WarmUp):
         seconds["warm-up"] = _seconds([score.warmup.artifact])
-    fits = {fit.artifact.key: fit.artifact for column in score.columns for fit, _ in column.entries}
+    fits = [fit for column in score.columns for fit, _ in column.entries]
+    of_queries = {one.artifact.key: one.artifact for fit in fits for one in (fit, fit.preparation) if one is not None}
     cells = {cell.features.key: cell for column in score.columns for _, cell in column.entries}
     seconds |= {
-        "queries": _seconds(fits.values()),
+        "queries": _seconds(of_queries.values()),
         "pool": _pass_seconds(list(cells.values())),
         "score": _seconds([score.artifact]),
         "select": _seconds([select.artifact]),

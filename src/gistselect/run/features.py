@@ -9,7 +9,7 @@ from typing import ClassVar
 from gistselect.model.config import ModelConfig
 from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.interface import Reads
-from gistselect.run.cells import Cell, Checkpoint, Column, Fit
+from gistselect.run.cells import Cell, Checkpoint, Column, Fit, Preparation
 from gistselect.run.engine import Engine
 from gistselect.run.passes import Pass
 from gistselect.run.progress import Reporter
@@ -39,6 +39,11 @@ class Features:
         return list({fit.artifact.key: fit for fit in fits}.values())
 
     @property
+    def preparations(self) -> list[Preparation]:
+        """Every preparation once."""
+        return _preparations(self.fits)
+
+    @property
     def cells(self) -> list[Cell]:
         """Every cell once."""
         cells = (cell for column in self.columns for _, cell in column.entries)
@@ -47,7 +52,8 @@ class Features:
     @property
     def artifacts(self) -> list[Artifact]:
         """Everything that the stage makes."""
-        return [*(fit.artifact for fit in self.fits), *(cell.features for cell in self.cells)]
+        made = (one.artifact for one in [*self.preparations, *self.fits])
+        return [*made, *(cell.features for cell in self.cells)]
 
     def run(self, reporter: Reporter, engine: Engine, sources: Sources) -> None:
         """Compute what is missing, source by source."""
@@ -55,6 +61,9 @@ class Features:
         cells = [cell for cell in self.cells if not cell.features.is_complete or not _measured(cell)]
         for (reads, checkpoint), fits, here in _by_source(pending, cells):
             source = self.source(reads, checkpoint)
+            for one in _preparations(fits):
+                if not one.artifact.is_complete:
+                    self._prepare(one, source, sources, reporter)
             for fit in fits:
                 self._fit(fit, source, sources, reporter)
             if here:
@@ -74,6 +83,15 @@ class Features:
             records=self.records,
             tokens=self.tokens,
         )
+
+    def _prepare(self, preparation: Preparation, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
+        where = f" at {preparation.checkpoint.name}" if preparation.checkpoint else ""
+        name = f"{preparation.representation.title}: what all targets share{where}"
+        preparation.artifact.begin()
+        with preparation.artifact.timed():
+            source = sources.open(spec)
+            with reporter.step(name, total=None, unit=spec.rows.unit) as step, sources.listening(step.advance):
+                preparation.save(source, spec.rows)
 
     def _fit(self, fit: Fit, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
         queries = fit.queries
@@ -96,6 +114,11 @@ class Features:
                 f"  subspace: rank {facts['rank']} of {facts['queries']} keeps {facts['explained_variance']:.1%} of "
                 "the gradient variance."
             )
+
+
+def _preparations(fits: Sequence[Fit]) -> list[Preparation]:
+    needed = (fit.preparation for fit in fits if fit.preparation is not None)
+    return list({one.artifact.key: one for one in needed}.values())
 
 
 def _measured(cell: Cell) -> bool:
