@@ -22,6 +22,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "representation": {
         "gist": "gistselect.representations.gist:Gist",
         "less": "gistselect.representations.less:Less",
+        "ekfac": "gistselect.representations.ekfac:EKFAC",
         "rds": "gistselect.representations.rds:RDS",
         "bm25": "gistselect.representations.bm25:BM25",
     },

@@ -150,10 +150,19 @@ class GradientEngine:
         """Times that `basis_parts` goes through its examples for a basis of this rank."""
         return len(self._basis_groups(rank))
 
-    def basis_parts(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Iterator[Basis]:
+    def stream(self, examples: Sequence[Example], sinks: Sequence[Sink]) -> None:
+        """One backward pass that feeds sinks of any kind."""
+        self._pass(examples, sinks)
+
+    def basis_parts(
+        self,
+        examples: Sequence[Example],
+        weights: NDArray[np.float64],
+        adjust: Callable[[ParameterBlock, Tensor], Tensor] = lambda _, directions: directions,
+    ) -> Iterator[Basis]:
         """V = Gᵀ W (p, r) for weights W (n, r), as much of it at a time as `gradient_memory_gb` allows.
 
-        Each part streams the examples once.
+        Each part streams the examples once. `adjust` gets each block's directions (p_b, r) before they are stored.
         """
         if len(weights) != len(examples):
             raise ArtifactMismatchError(f"{len(weights)} rows of weights for {len(examples)} examples.")
@@ -163,7 +172,9 @@ class GradientEngine:
             self._pass(examples, [sink])
             yield Basis(
                 names=tuple(self.parameters[block].name for block in group),
-                blocks=tuple(sink.values[block].to(self.basis_dtype) for block in group),
+                blocks=tuple(
+                    adjust(self.parameters[block], sink.values[block]).to(self.basis_dtype) for block in group
+                ),
             )
 
     def basis(self, examples: Sequence[Example], weights: NDArray[np.float64]) -> Basis:

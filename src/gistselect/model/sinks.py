@@ -6,7 +6,7 @@ sent to its device once, and a pass that ran out of memory can start again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,16 +258,18 @@ class SketchSink(Collector):
         return tuple(side if side is None else side.to(site.device, site.dtype) for side in (out, inner))  # pyright: ignore[reportReturnType]
 
 
-def parameter_groups(blocks: Sequence[ParameterBlock], limit: float) -> list[list[int]]:
-    """Consecutive blocks with at most `limit` parameters together (or one block alone)."""
+def parameter_groups(
+    blocks: Sequence[ParameterBlock], limit: float, size: Callable[[ParameterBlock], float] = lambda block: block.size
+) -> list[list[int]]:
+    """Consecutive blocks that together have at most `limit` parameters, or another size (or one block alone)."""
     groups: list[list[int]] = [[]]
-    total = 0
+    total = 0.0
     for index, block in enumerate(blocks):
-        if groups[-1] and total + block.size > limit:
+        if groups[-1] and total + size(block) > limit:
             groups.append([])
-            total = 0
+            total = 0.0
         groups[-1].append(index)
-        total += block.size
+        total += size(block)
     return groups
 
 
