@@ -29,6 +29,7 @@ from gistselect.run.progress import SilentReporter
 from gistselect.run.scoring import Score
 from gistselect.run.store import Store, write_table
 from gistselect.run.warmup import Given
+from gistselect.selection.options import SelectionOptions
 
 
 def main(n_rows: int, width: int, n_groups: int) -> None:
@@ -96,8 +97,7 @@ def main(n_rows: int, width: int, n_groups: int) -> None:
             score=score,
             records=RecordRows(tokens.artifact),
             pool=Pool(parts=()),
-            budget="5%",
-            selector="top_k",
+            options=SelectionOptions(budget="5%"),
             output_format="pool",
             artifact=store.artifact("selection", 0),
         ).ranked()

@@ -13,7 +13,9 @@ from gistselect.errors import ConfigError, DataError
 from gistselect.selection import orders
 from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
 from gistselect.selection.budget import parse_budget, rows_for_budget
+from gistselect.selection.gates import RowBudget, choose
 from gistselect.selection.orders import top_k
+from gistselect.selection.selector import Order
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,35 @@ def test_ids_are_read_for_ties_only() -> None:
     )
     list(top_k(view))
     assert view.asked == 4
+
+
+@given(st.data())
+def test_the_loop_takes_what_every_gate_admits_and_tells_the_order(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 20))
+    n_rows = data.draw(st.integers(1, n))
+    refused = data.draw(st.sets(st.integers(0, n - 1)))
+    told: list[bool | None] = []
+
+    def order() -> Order:
+        for position in range(n):
+            told.append((yield position))
+
+    class Refuse:
+        reason = "refused"
+
+        def admits(self, position: int) -> bool:
+            return position not in refused
+
+        def take(self, position: int) -> None:
+            assert position not in refused
+
+    chosen = choose(order(), RowBudget(n_rows), [Refuse()])
+    expected = [position for position in range(n) if position not in refused][:n_rows]
+    assert chosen.positions.tolist() == expected
+    assert chosen.is_full == (len(expected) == n_rows)
+    seen = expected[-1] if chosen.is_full else n
+    assert chosen.dropped.get("refused", 0) == sum(position < seen for position in refused)
+    assert told == [position not in refused for position in range(seen)]
 
 
 def test_nan_is_never_ranked() -> None:

@@ -27,7 +27,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "bm25": "gistselect.representations.bm25:BM25",
     },
     "selector": {
-        "top_k": "gistselect.selection.orders:top_k",
+        "top_k": "gistselect.selection.orders:TopK",
     },
     "export": {
         "trl": "gistselect.export.trl:to_trl",

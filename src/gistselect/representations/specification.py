@@ -1,70 +1,16 @@
-"""`less:dimension=1024,projection=sparse`: a representation by name, with options of its own."""
+"""A representation by name, with options of its own: `less:dimension=1024,projection=sparse`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from pydantic import BaseModel
 
-from pydantic import BaseModel, ValidationError
-
-from gistselect.errors import ConfigError
-from gistselect.registry import resolve
+from gistselect import specification
 from gistselect.representations.interface import Representation
+from gistselect.specification import label
 
-_FORM = re.compile(r"(?P<name>[a-z][a-z0-9_]*)(?::(?P<options>[A-Za-z0-9_.=,+-]+))?")
-
-
-def label(specification: str) -> str:
-    """A name for files and tables: `less:dimension=1024` becomes `less-dimension-1024`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", specification)
+__all__ = ["label", "parse"]
 
 
-def parse(specification: str, defaults: BaseModel) -> Representation:
-    """The representation that a specification names.
-
-    Options that the specification leaves open are taken from the fields of the same name of `defaults`, if it has
-    them. Raises `ConfigError` for an unknown name or option, with the nearest or the allowed ones.
-    """
-    match = _FORM.fullmatch(specification)
-    if match is None:
-        raise ConfigError(
-            f"representation {specification!r} is not understood; write a name such as gist, or a name with options "
-            "such as less:dimension=1024,projection=sparse."
-        )
-    kind: type[Representation] = resolve("representation", match["name"])
-    given = _options(match["options"] or "")
-    shared: dict[str, Any] = {
-        field: getattr(defaults, field) for field in kind.model_fields if field in type(defaults).model_fields
-    }
-    if unknown := given.keys() - kind.model_fields.keys():
-        known = ", ".join(kind.model_fields) or "none"
-        raise ConfigError(f"representation {match['name']!r} has no option {min(unknown)!r}; its options: {known}.")
-    try:
-        return kind.model_validate({**shared, **given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"representation {specification!r}: {option} {problem['msg']}.") from None
-
-
-def _options(text: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"{part!r} in a representation's options is not name=value.")
-        found[name] = _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    """A number as a number, so that rank=10 is a count and rank=0.9 a share; none as None; the rest as text."""
-    if text == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def parse(text: str, defaults: BaseModel) -> Representation:
+    """The representation that a specification names; see `gistselect.specification`."""
+    return specification.parse("representation", text, defaults)

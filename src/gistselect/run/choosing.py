@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gistselect import registry
 from gistselect.data.pool import Pool
 from gistselect.data.stored import normalised
 from gistselect.files import write_json_lines, write_lines
@@ -24,6 +22,8 @@ from gistselect.run.progress import Reporter
 from gistselect.run.scoring import SCORES, Score
 from gistselect.run.store import Artifact, read_batches, read_names, read_table, write_table
 from gistselect.selection.budget import rows_for_budget
+from gistselect.selection.gates import RowBudget, choose
+from gistselect.selection.options import SelectionOptions
 
 VERSION = 1
 SELECTION, SELECTED = "selection.parquet", "selected.jsonl"
@@ -39,10 +39,14 @@ class ScoreTable:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @cached_property
+    @property
     def best(self) -> NDArray[np.float64]:
         """(n,) best score of each row over targets."""
-        batches = [batch.column(0).to_numpy() for batch in read_batches(self.path, ["score"])]
+        return self.column("score")
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """(n,) one column of numbers."""
+        batches = [batch.column(0).to_numpy() for batch in read_batches(self.path, [name])]
         return np.concatenate(batches) if batches else np.zeros(0)
 
     def ids(self, positions: NDArray[np.intp]) -> list[str]:
@@ -67,8 +71,7 @@ class Select:
     score: Score
     records: RecordRows
     pool: Pool
-    budget: str | int | float
-    selector: str
+    options: SelectionOptions
     output_format: Literal["pool", "messages"]
     artifact: Artifact
     name: ClassVar[str] = "select"
@@ -93,10 +96,9 @@ class Select:
         """rank, id, source, row, score, best_target (and captured_energy) of the rows within the budget, best first."""
         facts = self.score.artifact.facts
         n_pool, n_scored = facts["n_scored"] + facts["n_rejected"], facts["n_scored"]
-        n_rows = rows_for_budget(self.budget, n_pool, n_scored)
+        n_rows = rows_for_budget(self.options.budget, n_pool, n_scored)
         scores = ScoreTable(self.score.artifact / SCORES)
-        order = registry.resolve("selector", self.selector)(scores)
-        chosen = np.fromiter(itertools.islice(order, n_rows), dtype=np.intp, count=n_rows)
+        chosen = choose(self.options.order.order(scores), RowBudget(n_rows), ()).positions
         ascending = np.argsort(chosen)
         extra = [name for name in ("captured_energy",) if name in read_names(scores.path)]
         table = scores.take([*COLUMNS, *extra], chosen[ascending]).take(pa.array(np.argsort(ascending)))

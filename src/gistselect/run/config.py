@@ -18,7 +18,7 @@ from gistselect.representations.gist import GistOptions
 from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
 from gistselect.run.store import IfBusy
-from gistselect.selection.budget import parse_budget
+from gistselect.selection.options import SelectionOptions
 from gistselect.training.recipe import TrainingConfig
 
 Stage = Literal["ingest", "warmup", "features", "score", "select", "train", "evaluate"]
@@ -32,7 +32,7 @@ OF_THIS_CALL = frozenset({"until", "strict", "if_busy"})
 
 
 @Parameter(name="*")
-class RunConfig(TextOptions, GistOptions, ModelSettings):
+class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
     """What to select from what, for what, with which model."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
@@ -44,8 +44,6 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
     """What to teach: mmlu, bbh, tydiqa, gsm8k, or a file of your own examples. Several share one pass."""
     output: Annotated[Path, Parameter(group=RUN)]
     """Run folder for every result. The same command on the same folder continues an interrupted run."""
-    budget: Annotated[str | int | float, Parameter(group=METHOD)] = "5%"
-    """How much to select: a share of the pool (5% or 0.05) or a number of rows (500)."""
     data_dir: Annotated[Path | None, Parameter(group=DATA)] = None
     """LESS-style folder with the built-in targets' files (eval/mmlu, eval/bbh, …)."""
     target_group: Annotated[str | None, Parameter(group=DATA)] = None
@@ -138,15 +136,6 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
             raise ValueError("seeds must not be negative")
         return value
 
-    @field_validator("budget")
-    @classmethod
-    def _budget(cls, value: str | int | float) -> str | int | float:
-        try:
-            parse_budget(value)
-        except ConfigError as error:
-            raise ValueError(str(error).rstrip(".")) from None
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.adapter and self.checkpoints:
@@ -207,7 +196,7 @@ class RunConfig(TextOptions, GistOptions, ModelSettings):
             config = cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(explain(error, tuple(cls.model_fields))) from None
-        _ = config.representations, config.rivals
+        _ = config.representations, config.rivals, config.order
         return config
 
 

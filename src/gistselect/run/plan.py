@@ -287,16 +287,14 @@ class _Planner:
             score=score,
             records=self.records.rows,
             pool=self.pool,
-            budget=config.budget,
-            selector="top_k",
+            options=config.selection,
             output_format=config.output_format,
             artifact=self.store.artifact(
                 "selection",
                 choosing.VERSION,
                 scores=score.artifact.key,
-                budget=str(config.budget),
-                selector="top_k",
                 output_format=config.output_format,
+                **config.selection_inputs,
             ),
         )
         return Method(

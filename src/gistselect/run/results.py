@@ -122,7 +122,7 @@ def _agreement(method: Method) -> dict[str, dict[str, Any]]:
         return {}
     facts = method.score.artifact.facts
     n_pool = facts["n_scored"] + facts["n_rejected"]
-    n_rows = rows_for_budget(method.select.budget, n_pool, facts["n_scored"])
+    n_rows = rows_for_budget(method.select.options.budget, n_pool, facts["n_scored"])
     return method.agreement.measured(n_rows / facts["n_scored"])
 
 
