@@ -24,6 +24,7 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_light_start.py
+	$(BIN)/python tools/write_reference.py --check
 
 install: $(VENV)/installed
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from gistselect.cli import main
+from gistselect.cli import app, main
 
 
 def row(question: str, answer: str, **more: str) -> str:
@@ -159,3 +159,16 @@ def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Pat
 
 def test_train_needs_a_run_or_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "either --run" in failure(["train"], capsys)
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    for name in ("run", "train", "evaluate", "bench"):
+        said = [
+            (argument.name, (argument.parameter.help or "").strip())
+            for argument in app[name].assemble_argument_collection()
+            if argument.name != "*"
+        ]
+        assert [option for option, text in said if not text] == []
+        # An option of a configuration within another must not be described by what holds it.
+        of = dict(said)
+        assert [option for option, text in said if "." in option and text == of.get(option.rpartition(".")[0])] == []

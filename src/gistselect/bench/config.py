@@ -13,7 +13,7 @@ from gistselect.bench.shapes import Shape
 class BenchConfig(BaseModel):
     """What `gistselect bench` measures."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     shape: Shape = "llama-17m"
     """Shape of the model; its weights are random."""

@@ -47,7 +47,7 @@ PATTERN = re.compile(r"[*+?()\[\]{}|^$\\]")
 class AdapterConfig(BaseModel):
     """A LoRA adapter; the defaults are the published warm-up recipe (METHOD section 2)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rank: int = Field(default=128, ge=1)
     """Rank of the two factors."""

@@ -12,7 +12,7 @@ PackingChoice = Literal["auto", "packed", "padded", "single"]
 class EngineConfig(BaseModel):
     """How per-example gradients are computed. Options change the numbers by rounding alone."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; by default chosen for the device, and halved whenever its memory runs out."""
@@ -43,7 +43,7 @@ class EngineConfig(BaseModel):
 class SketchConfig(BaseModel):
     """A seeded random projection of both sides of every gradient matrix."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dimension: int = Field(default=32, ge=1)
     """Width that each side of a gradient matrix is projected to; a side that is no wider stays exact."""
@@ -54,7 +54,7 @@ class SketchConfig(BaseModel):
 class ProjectionConfig(BaseModel):
     """A seeded random projection of whole gradients, dense as LESS published it, or sparse."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     dimension: int = Field(default=8192, ge=1)
     """Width that gradients are projected to."""
@@ -68,7 +68,7 @@ class ProjectionConfig(BaseModel):
 class AdamConfig(BaseModel):
     """How a gradient becomes a step of Adam; the constants are those of the warm-up."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     direction: Literal["less", "adam"] = "less"
     """As LESS published it (eps inside the root, no bias corrected), or the step that torch.optim.Adam takes."""
