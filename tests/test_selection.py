@@ -81,6 +81,12 @@ def test_top_k_equals_sorting_and_ignores_the_order_of_the_pool(data: st.DataObj
         assert [shuffled.names[i] for i in found] == [ids[i] for i in expected]
 
 
+def test_an_order_may_be_told_what_was_taken() -> None:
+    scores = InMemory(["a", "b", "c"], [[3.0], [2.0], [1.0]])
+    order = top_k(scores)
+    assert [next(order), order.send(False), order.send(True)] == [0, 1, 2]
+
+
 def test_ids_are_compared_whole() -> None:
     """Fixed-width arrays of text drop trailing NUL characters, and one long id makes all of them long."""
     names = ["a\0", "a", "b" * 1_000_000]

@@ -38,8 +38,9 @@ def top_k(scores: ScoreView) -> Order:
         stop = min(start + BLOCK, len(order))
         while stop < len(order) and best[order[stop]] == best[order[stop - 1]]:
             stop += 1
-        for position in _by_id(order[start:stop], best, scores):
-            yield position  # noqa: UP028 - a list cannot be told whether the row was taken
+        # A list itself cannot be told whether the row was taken.
+        for position in _by_id(order[start:stop], best, scores):  # noqa: UP028
+            yield position
         start = stop
 
 
