@@ -24,6 +24,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "less": "gistselect.representations.less:Less",
         "ekfac": "gistselect.representations.ekfac:EKFAC",
         "rds": "gistselect.representations.rds:RDS",
+        "loss_drop": "gistselect.representations.loss_drop:LossDrop",
         "bm25": "gistselect.representations.bm25:BM25",
     },
     "selector": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from gistselect.errors import DataError
 from gistselect.model.batches import Batch, trimmed_lengths, whole_lengths
 from gistselect.model.forward import Forward, example_means
+from gistselect.model.updates import LoraUpdate
 from gistselect.types import Example
 
 
@@ -31,7 +32,15 @@ class States:
     @cached_property
     def token_losses(self) -> Tensor:
         """Loss (m,) of each label."""
-        return self._forward.token_losses(self.batch, self.hidden if self._forward.head is not None else None)
+        return self._losses(lambda: self.hidden)
+
+    def adapted_losses(self, update: LoraUpdate) -> Tensor:
+        """Loss (m,) of each label with an update on the model."""
+        with update.on(self._forward.causal):
+            return self._losses(lambda: self._forward.hidden(self.batch))
+
+    def _losses(self, hidden: Callable[[], Tensor]) -> Tensor:
+        return self._forward.token_losses(self.batch, hidden() if self._forward.head is not None else None)
 
 
 class HiddenCollector:
@@ -40,7 +49,7 @@ class HiddenCollector:
     values: Tensor
     """(n, width) on the device."""
     reads_losses = False
-    """Whether it needs supervised tokens; if not, it reads whole examples, prompts at the end included."""
+    """Whether it needs supervised tokens."""
 
     def start(self, n: int, forward: Forward) -> None:
         """A pass over n examples begins, or begins again."""
@@ -84,9 +93,28 @@ class ExampleLoss(HiddenCollector):
         self.values[states.batch.rows, 0] = example_means(states.token_losses, states.batch).to(self.values.dtype)
 
 
+class AdaptedLoss(HiddenCollector):
+    """Mean loss (n, k) of the supervised tokens under each of k updates: one more forward pass for each."""
+
+    reads_losses = True
+
+    def __init__(self, updates: Sequence[LoraUpdate]) -> None:
+        self._updates = updates
+
+    def start(self, n: int, forward: Forward) -> None:
+        self._updates = [update.to(forward.language_model) for update in self._updates]
+        self.values = torch.full((n, len(self._updates)), torch.nan, dtype=forward.precise, device=forward.device)
+
+    def add(self, states: States) -> None:
+        for column, update in enumerate(self._updates):
+            losses = example_means(states.adapted_losses(update), states.batch)
+            self.values[states.batch.rows, column] = losses.to(self.values.dtype)
+
+
 def collect_hidden(forward: Forward, examples: Sequence[Example], collectors: Sequence[HiddenCollector]) -> None:
     """One forward pass that feeds every collector; each then has its `result()` in the examples' order.
 
+    Examples are read whole, whoever reads, so that what a collector gets does not depend on the others.
     Raises `DataError` if there are no examples, for tokens that the model does not embed and, where a collector reads
     losses, for an example without a supervised token; `ModelError` if one example does not fit in memory.
     """
@@ -95,8 +123,7 @@ def collect_hidden(forward: Forward, examples: Sequence[Example], collectors: Se
     forward.check(examples)
     lengths = whole_lengths(examples)
     if any(collector.reads_losses for collector in collectors):
-        supervised = trimmed_lengths(examples)
-        lengths = supervised if all(collector.reads_losses for collector in collectors) else lengths
+        trimmed_lengths(examples)
 
     def attempt() -> None:
         for collector in collectors:
