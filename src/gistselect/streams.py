@@ -8,6 +8,9 @@ from __future__ import annotations
 from enum import IntEnum, unique
 
 import numpy as np
+from numpy.typing import NDArray
+
+from gistselect.linalg.hashing import mixed
 
 
 @unique
@@ -47,3 +50,12 @@ class Stream(IntEnum):
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:
     """The generator of a stream; `more` (none negative) tells draws of one stream apart: an epoch, a block."""
     return np.random.default_rng([seed, stream, *more])
+
+
+def uniforms(fingerprints: NDArray[np.uint64], seed: int, stream: Stream, *more: int) -> NDArray[np.float64]:
+    """A uniform draw (n,) in (0, 1) for each of these fingerprints: the same wherever and in whatever order they come.
+
+    For what is drawn row by row in shards that know nothing of each other; see `linalg.hashing.fingerprints`.
+    """
+    key = generator(seed, stream, *more).integers(2**64, dtype=np.uint64)
+    return ((mixed(fingerprints, key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

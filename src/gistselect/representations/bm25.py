@@ -7,9 +7,8 @@ Use it as the rival that every dearer method has to beat.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
 from gistselect.representations.interface import (
     Features,
@@ -30,10 +30,6 @@ from gistselect.representations.interface import (
     TextSource,
 )
 from gistselect.types import Record
-
-_WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-"""Scripts written without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 
 class BM25(Representation):
@@ -125,18 +121,3 @@ class _Collector:
             damped = self._k1 * (1 - self._b + self._b * length / self._mean_length)
             scores[row] = self._weights[:, columns] @ (frequency * (self._k1 + 1) / (frequency + damped))
         return scores
-
-
-def text_of(record: Record) -> str:
-    """What a row says: all of its turns."""
-    return "\n".join([*(message.content for message in record.messages), record.prefix])
-
-
-def words(text: str) -> Iterator[str]:
-    """Words in lower case; in scripts without spaces, pairs of neighbouring characters."""
-    for match in _WORD.finditer(text.casefold()):
-        word = match.group()
-        if _UNSPACED.search(word) and len(word) > 2:
-            yield from (word[start : start + 2] for start in range(len(word) - 1))
-        else:
-            yield word
