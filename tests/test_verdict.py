@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gistselect.errors import DataError
-from gistselect.evaluation.cost import FullTraining, SelectionCost, effort
+from gistselect.evaluation.cost import FullTraining, SelectionCost, took
 from gistselect.evaluation.verdict import Arm, compare, verdict
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 
@@ -81,7 +81,13 @@ def test_verdict_sentences() -> None:
         == "gist is not distinguishable from random on bbh (exact_match +0.100 ± 0.150, seeds 3 against 3)"
     )
     assert "not judged" in verdict(sure, **facts, n_runs=(1, 1))
-    dearer = {**facts, "metric": "loss", "higher_is_better": False, "n_runs": (3, 3), "took": effort(DEAR, CHEAP)}
+    dearer = {
+        **facts,
+        "metric": "loss",
+        "higher_is_better": False,
+        "n_runs": (3, 3),
+        "took": took(DEAR.described(), CHEAP.described()),
+    }
     better = Interval(mean=-0.04, low=-0.06, high=-0.02)
     assert verdict(better, **dearer) == (
         "gist beats random by 0.040 ± 0.020 nats on bbh (seeds 3 against 3); it took 31 times as long"
@@ -94,10 +100,10 @@ CHEAP = SelectionCost(seconds={"read": 2.0}, bytes_per_row=4.0, full_training=FU
 
 
 def test_effort_is_told_as_a_ratio_of_times() -> None:
-    assert effort(CHEAP, DEAR) == "it took 0.032 times as long"
-    assert effort(DEAR, DEAR) == "it took about as long"
-    assert effort(DEAR, None) == "selecting took 62 s, 0.31 of one training on the full pool"
-    assert effort(None, DEAR) == ""
+    assert took(CHEAP.described(), DEAR.described()) == "it took 0.032 times as long"
+    assert took(DEAR.described(), DEAR.described()) == "it took about as long"
+    assert took(DEAR.described(), None) == "selecting took 62 s, 0.31 of one training on the full pool"
+    assert took(None, DEAR.described()) == ""
     assert DEAR.selection_to_tuning == pytest.approx(62 / 200)
     assert SelectionCost(seconds={"read": 1.0}, bytes_per_row=0).selection_to_tuning is None
     assert FullTraining.forecast(tokens=1000, epochs=4, tokens_per_second=50).seconds == 80

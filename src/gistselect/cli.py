@@ -19,6 +19,7 @@ from gistselect.errors import ConfigError, GistSelectError
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
+from gistselect.run.study_config import STUDY_YAML, StudyConfig
 
 EXAMPLES = """
 Typical use:
@@ -29,6 +30,8 @@ Typical use:
     gistselect run --model ./model --pool pool.jsonl --target mine.jsonl \\
       --budget 500 --output runs/mine
     gistselect select --output runs/mine --budget 10%
+    gistselect compare --model ./model --pool pool.jsonl --target mine.jsonl \\
+      --heldout test.jsonl --representation gist bm25 --output studies/a
     gistselect spectrum runs/mine
 """
 
@@ -156,6 +159,29 @@ def evaluate(
 
 
 @app.command
+def compare(*, config: StudyConfig) -> None:
+    """Compare methods × selectors × budgets on every target: held-out loss after training, with intervals and costs.
+
+    One pass over the pool serves all methods and targets, and the same rows are trained on once. The same command on
+    the same folder continues. Writes study.md, study.csv, study.json and charts.
+
+    Typical use:
+
+        gistselect compare --model ./model --pool pool.jsonl --target gsm8k mmlu --data-dir data \\
+          --representation gist less bm25 --budgets 1% 5% --output studies/a
+        gistselect compare --model ./model --pool pool.jsonl --target mine.jsonl --heldout test.jsonl \\
+          --representation gist --selectors top_k round_robin --baselines random length bm25 \\
+          --train-seeds 0 1 2 --output studies/b
+    """
+    from gistselect.run.progress import Reporter
+    from gistselect.run.study import run_study
+    from gistselect.run.study_report import summary_rows
+
+    _quiet_libraries()
+    print_table("Held-out results", summary_rows(run_study(config, Reporter()).described()))
+
+
+@app.command
 def export(
     folder: Path,
     *,
@@ -255,15 +281,16 @@ def _with_config(
 
 
 def _stored_config(tokens: Sequence[str]) -> Path | None:
-    """run.yaml of the output folder, if the command takes one and has been run there before."""
-    if not tokens or tokens[0] not in {"run", "warmup", "features", "score", "select"}:
+    """The options in the output folder, if the command takes one and has been run there before."""
+    name = STUDY_YAML if tokens[:1] == ("compare",) else RUN_YAML
+    if not tokens or tokens[0] not in {"run", "warmup", "features", "score", "select", "compare"}:
         return None
     for token, value in zip(tokens, [*tokens[1:], ""], strict=True):
         folder = (
             value if token == "--output" else token.removeprefix("--output=") if token.startswith("--output=") else None
         )
-        if folder and (Path(folder) / RUN_YAML).is_file():
-            return Path(folder) / RUN_YAML
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder) / name
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 ABOUT_AS_LONG = (0.91, 1.1)
 """Ratios of two times that are called the same."""
@@ -48,7 +49,7 @@ class SelectionCost:
         """STR; None if nothing is known of a training."""
         return self.total / self.full_training.seconds if self.full_training else None
 
-    def described(self) -> dict[str, object]:
+    def described(self) -> dict[str, Any]:
         """As JSON."""
         full = self.full_training
         return {
@@ -61,15 +62,18 @@ class SelectionCost:
         }
 
 
-def effort(candidate: SelectionCost | None, other: SelectionCost | None) -> str:
-    """`it took 31 times as long`, or beside an arm without a selection, what it took; empty if that is unknown."""
-    if candidate is None or candidate.total <= 0:
+def took(candidate: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
+    """`it took 31 times as long`, or beside an arm without a selection, what it took; empty if that is unknown.
+
+    Both are what `SelectionCost.described` gives.
+    """
+    if candidate is None or candidate["selection_seconds"] <= 0:
         return ""
-    if other is None or other.total <= 0:
-        ratio = candidate.selection_to_tuning
+    if other is None or other["selection_seconds"] <= 0:
+        ratio = candidate["selection_to_tuning"]
         share = "" if ratio is None else f", {ratio:.2g} of one training on the full pool"
-        return f"selecting took {candidate.total:,.3g} s{share}"
-    ratio = candidate.total / other.total
+        return f"selecting took {candidate['selection_seconds']:,.3g} s{share}"
+    ratio = candidate["selection_seconds"] / other["selection_seconds"]
     if ABOUT_AS_LONG[0] <= ratio <= ABOUT_AS_LONG[1]:
         return "it took about as long"
     return f"it took {ratio:,.2g} times as long" if ratio < 10 else f"it took {ratio:,.0f} times as long"

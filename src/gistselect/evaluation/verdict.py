@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.evaluation.cost import SelectionCost, effort
+from gistselect.evaluation.cost import SelectionCost, took
 from gistselect.evaluation.results import LOSS, group_codes
 from gistselect.linalg.intervals import DRAWS, LEVEL, Interval, difference_of_runs, mean_of_runs
 
@@ -57,6 +57,7 @@ class Comparison:
     """Name of the model whose gradients or hidden states chose the rows; None if only text was read."""
     trained: str | None = None
     """Name of the model that was fine-tuned and measured."""
+    higher_is_better: bool = False
 
 
 def compare(
@@ -107,7 +108,7 @@ def compare(
             baseline=other.name,
             higher_is_better=higher_is_better,
             n_runs=(len(by_name[candidate].runs), len(other.runs)),
-            took=effort(costs.get(candidate), costs.get(other.name)),
+            took=took(*(costs[name].described() if name in costs else None for name in (candidate, other.name))),
         )
         for other in arms
         if other.name != candidate
@@ -125,7 +126,9 @@ def compare(
         )
         for row in rows
     )
-    return Comparison(task=task, metric=metric, level=level, rows=rows, verdicts=verdicts)
+    return Comparison(
+        task=task, metric=metric, level=level, rows=rows, verdicts=verdicts, higher_is_better=higher_is_better
+    )
 
 
 def compare_values(
@@ -165,6 +168,24 @@ def compare_values(
         costs=costs,
         draws=draws,
         level=level,
+    )
+
+
+def verdict_on_row(comparison: Comparison, row: ComparisonRow) -> tuple[str, ...]:
+    """A sentence on one arm against each of its references."""
+    by_name = {one.arm: one for one in comparison.rows}
+    return tuple(
+        verdict(
+            difference,
+            task=comparison.task,
+            metric=comparison.metric,
+            candidate=row.arm,
+            baseline=name,
+            higher_is_better=comparison.higher_is_better,
+            n_runs=(row.n_runs, by_name[name].n_runs),
+            took=took(row.cost, by_name[name].cost),
+        )
+        for name, difference in row.against.items()
     )
 
 

@@ -62,8 +62,11 @@ class Compare:
         """The arms, whose keys are known before anything is selected."""
         return [arm.artifact for arm in self.arms]
 
-    def run(self, reporter: Reporter, output: Path) -> None:
-        """Train every arm, and measure all if that was asked for; writes comparison.json into `output`."""
+    def run(self, reporter: Reporter, output: Path) -> list[Comparison]:
+        """Train every arm, and measure all if that was asked for; writes comparison.json into `output`.
+
+        Returns a comparison for each held-out target and task, none if the run only trains.
+        """
         for target in self.heldout:
             if target.rejected:
                 first = target.rejected[0]
@@ -76,7 +79,7 @@ class Compare:
             adapter = arm.trained(self.recipe, reporter)
             trained.append((arm.name, f"{arm.name}, seed {arm.seed}", adapter, arm.artifact.facts["training"]))
         if not self.heldout:
-            return
+            return []
         measured: dict[str, list[list[ItemValues]]] = {}
         for arm_name, name, adapter, training in trained:
             values = [self._loss(target, name, adapter, training, reporter) for target in self.heldout]
@@ -87,6 +90,7 @@ class Compare:
         write_json(output / COMPARISON, [asdict(one) for one in comparisons])
         for comparison in comparisons:
             reporter.say(table(comparison))
+        return comparisons
 
     def costs(self) -> dict[str, SelectionCost]:
         """What each method's selection took; every arm must be trained."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -190,7 +190,7 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
         return self.until or ("evaluate" if self.evaluate else "select")
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> RunConfig:
+    def from_values(cls, values: dict[str, Any]) -> Self:
         """Validate; raises `ConfigError` that names the option and the remedy."""
         try:
             config = cls.model_validate(values)

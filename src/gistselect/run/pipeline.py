@@ -44,7 +44,7 @@ def execute(
         plan = make_plan(config, last or config.last_stage, live)
         if not (config.output / RUN_YAML).exists():
             remember(config)
-        clock = _Clock()
+        clock = Clock()
         counts = _carry_out(plan, config, reporter, clock, Sources(live))
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
@@ -60,8 +60,28 @@ def _given_back(live: LanguageModel | None) -> AbstractContextManager[None]:
     return restored(live.model)
 
 
-def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock, sources: Sources) -> dict[str, Any]:
+def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources) -> dict[str, Any]:
     """Do what the plan needs; the counts of the stages that ran."""
+    prepare(plan, config, reporter, clock, sources)
+    counts: dict[str, Any] = {}
+    if plan.goes_to("score"):
+        with clock("score"):
+            counts |= _score(plan, config.output, reporter, sources)
+    if plan.goes_to("select"):
+        with clock("select"):
+            for method in plan.methods:
+                method.select.run(reporter)
+                publish_selection(method.select, method.folder)
+                reporter.say(method.select.mix())
+        counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
+    if plan.compare is not None:
+        with clock("train and evaluate"):
+            plan.compare.run(reporter, config.output)
+    return counts
+
+
+def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources) -> None:
+    """Everything before scores: the pool read, the warm-up, and what the passes keep of every row."""
     write_rejected_queries(plan.targets, config.output)
     with clock("ingest"):
         plan.records.run(reporter)
@@ -80,21 +100,6 @@ def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: _Clock,
                 plan.features.run(reporter, Inline(sources), sources)
             finally:
                 sources.close()
-    counts: dict[str, Any] = {}
-    if plan.goes_to("score"):
-        with clock("score"):
-            counts |= _score(plan, config.output, reporter, sources)
-    if plan.goes_to("select"):
-        with clock("select"):
-            for method in plan.methods:
-                method.select.run(reporter)
-                publish_selection(method.select, method.folder)
-                reporter.say(method.select.mix())
-        counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
-    if plan.compare is not None:
-        with clock("train and evaluate"):
-            plan.compare.run(reporter, config.output)
-    return counts
 
 
 def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _gradient_sources(features: Features) -> dict[str, Any]:
     return {one.checkpoint.key: features.source("gradient", one.checkpoint) for one in features.warmup.placed()}
 
 
-class _Clock:
+class Clock:
     """Wall seconds of each stage."""
 
     def __init__(self) -> None:

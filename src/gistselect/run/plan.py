@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,15 @@ def make_plan(config: RunConfig, last: Stage, live: LanguageModel | None) -> Pla
     return _Planner(config, last, live).plan()
 
 
+def make_plans(config: RunConfig, variants: Sequence[RunConfig], last: Stage) -> tuple[Plan, list[Plan]]:
+    """The plan of a configuration, and of variants of it that differ in targets and selection alone.
+
+    All share one store, and what is known of pool and models. Raises as `make_plan`.
+    """
+    planner = _Planner(config, last, None)
+    return planner.plan(), [planner.varied(one).plan() for one in variants]
+
+
 class _Planner:
     """Resolves a configuration, each part once."""
 
@@ -99,6 +109,12 @@ class _Planner:
         self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)
         self.scorer = self._model(config.source) if scores_with_model or trains_itself else None
         self.trained = self._model(config.finetuned) if self.trains and not trains_itself else self.scorer
+
+    def varied(self, config: RunConfig) -> _Planner:
+        """The planner of a configuration that differs in what depends on no part made so far."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def _refuse(self, *, needs_model: bool, trains_itself: bool) -> None:
         config = self.config

@@ -19,14 +19,14 @@ _PATHS = ("model", "finetune_model", "pool", "target", "data_dir", "heldout", "a
 """Options that may name files; a built-in target or a hub id is left as it is."""
 
 
-def remember(config: RunConfig) -> None:
-    """Write run.yaml into the run folder."""
+def remember(config: RunConfig, name: str = RUN_YAML) -> None:
+    """Write the options into the run folder, as run.yaml or under another name."""
     values = config.model_dump(mode="json", exclude_none=True, exclude=set(OF_THIS_CALL))
     values |= {option: _anchored(values[option], config.output) for option in _PATHS if option in values}
     values["output"] = "."
     if config.template not in ("tulu", "model"):
         values["template"] = _anchored(config.template, config.output)
-    with replacing(config.output / RUN_YAML) as part:
+    with replacing(config.output / name) as part:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         part.write_text(HEADER + text, encoding="utf-8")
 

@@ -1,0 +1,212 @@
+"""`gistselect compare`: methods × selectors × budgets × seeds × targets in one folder that can be continued.
+
+One pass over the pool serves all methods and targets; every combination then scores, selects, trains and measures with
+the same store, so that two selections of the same rows share a training, and baselines are trained once a budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gistselect.evaluation.verdict import Comparison, verdict_on_row
+from gistselect.files import write_json
+from gistselect.run.arms import BEFORE
+from gistselect.run.choosing import Select
+from gistselect.run.pipeline import Clock, prepare
+from gistselect.run.plan import Plan, make_plans
+from gistselect.run.progress import Reporter
+from gistselect.run.remember import remember
+from gistselect.run.scoring import SCORES
+from gistselect.run.sources import Sources
+from gistselect.run.store import locked, read_batches
+from gistselect.run.study_config import STUDY_YAML, Combination, StudyConfig
+from gistselect.run.study_report import write_report
+
+STUDY, COMBINATIONS = "study.json", "combinations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One arm of one combination on one metric."""
+
+    target: str
+    budget: str
+    n_rows: int
+    selector: str
+    """Empty for an arm without a selection."""
+    arm: str
+    metric: str
+    n_runs: int
+    mean: float
+    low: float
+    high: float
+    against: Mapping[str, Mapping[str, float]]
+    """Mean and interval of the difference from each reference."""
+    cost: Mapping[str, Any] | None
+    verdicts: tuple[str, ...]
+    """A sentence on this arm against each reference; none for a reference without a selection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The selection of one method in one combination."""
+
+    target: str
+    budget: str
+    selector: str
+    arm: str
+    rows: frozenset[int]
+    sources: Mapping[str, float]
+    """Share of each source in the selection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study found."""
+
+    scored_by: str | None
+    trained: str
+    level: float
+    findings: tuple[Finding, ...]
+    chosen: tuple[Chosen, ...]
+    pool: Mapping[str, float]
+    """Share of each source in the scored pool."""
+
+    def overlap(self) -> list[dict[str, Any]]:
+        """Jaccard index (shared rows / rows of either) of every two selections of one target and budget."""
+        pairs = []
+        for index, one in enumerate(self.chosen):
+            for other in self.chosen[index + 1 :]:
+                if (one.target, one.budget) == (other.target, other.budget):
+                    shared = len(one.rows & other.rows) / max(len(one.rows | other.rows), 1)
+                    names = [f"{side.arm}, {side.selector}" for side in (one, other)]
+                    pairs.append({"target": one.target, "budget": one.budget, "selections": names, "jaccard": shared})
+        return pairs
+
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "scored_by": self.scored_by,
+            "trained": self.trained,
+            "level": self.level,
+            "findings": [asdict(one) for one in self.findings],
+            "overlap": self.overlap(),
+            "sources": [
+                {name: value for name, value in asdict(one).items() if name != "rows"} | {"n_rows": len(one.rows)}
+                for one in self.chosen
+            ],
+            "pool_sources": dict(self.pool),
+        }
+
+
+def run_study(config: StudyConfig, reporter: Reporter) -> Study:
+    """Compute whatever is missing of a study, and write its table, charts and summary into the folder.
+
+    Raises `GistSelectError` and its kinds, before any work for all that can be known before it.
+    """
+    with locked(config.output, config.if_busy, reporter.say):
+        combinations = config.variants()
+        together, plans = make_plans(config, [one.config for one in combinations], "evaluate")
+        if not (config.output / STUDY_YAML).exists():
+            remember(config, STUDY_YAML)
+        sources = Sources(None)
+        prepare(together, config, reporter, Clock(), sources)
+        findings: list[Finding] = []
+        chosen: list[Chosen] = []
+        for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):
+            what = f"{combination.target}, {combination.selector}, {combination.budget}"
+            reporter.say(f"Combination {number} of {len(plans)}: {what}.")
+            comparisons = _compared(combination, plan, config, reporter)
+            known = {(one.target, one.budget, one.arm) for one in findings if not one.selector}
+            findings += [
+                one
+                for one in _findings(combination, plan, comparisons)
+                if one.selector or (one.target, one.budget, one.arm) not in known
+            ]
+            chosen += _chosen(combination, plan)
+        assert together.compare is not None
+        study = Study(
+            scored_by=together.compare.scored_by,
+            trained=together.compare.trained,
+            level=config.evaluation.level,
+            findings=tuple(findings),
+            chosen=tuple(chosen),
+            pool=_pool_mix(plans[0].methods[0].select),
+        )
+        write_json(config.output / STUDY, study.described())
+        write_report(study.described(), config.output)
+        remember(config, STUDY_YAML)
+    reporter.say(f"The study is in {config.output}: study.md, study.csv, {STUDY} and its charts.")
+    return study
+
+
+def _compared(combination: Combination, plan: Plan, config: StudyConfig, reporter: Reporter) -> list[Comparison]:
+    for method in plan.methods:
+        method.score.run(reporter)
+        method.select.run(reporter)
+    assert plan.compare is not None
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{combination.selector}-{combination.budget.replace('%', 'percent')}")
+    folder = config.output / COMBINATIONS / combination.target / name
+    return plan.compare.run(reporter, folder)
+
+
+def _findings(combination: Combination, plan: Plan, comparisons: Sequence[Comparison]) -> list[Finding]:
+    n_rows = plan.methods[0].select.artifact.facts["n_selected"]
+    return [
+        Finding(
+            target=combination.target,
+            budget=combination.budget if row.arm != BEFORE else "",
+            n_rows=n_rows if row.arm != BEFORE else 0,
+            selector=combination.selector if row.cost is not None else "",
+            arm=row.arm,
+            metric=comparison.metric if comparison.task == combination.target else _metric(comparison),
+            n_runs=row.n_runs,
+            mean=row.interval.mean,
+            low=row.interval.low,
+            high=row.interval.high,
+            against={name: asdict(interval) for name, interval in row.against.items()},
+            cost=row.cost,
+            verdicts=verdict_on_row(comparison, row) if row.cost is not None else (),
+        )
+        for comparison in comparisons
+        for row in comparison.rows
+    ]
+
+
+def _metric(comparison: Comparison) -> str:
+    return f"{comparison.task} {comparison.metric}"
+
+
+def _chosen(combination: Combination, plan: Plan) -> list[Chosen]:
+    assert plan.compare is not None
+    selects = {arm.name: arm.select for arm in plan.compare.arms if arm.baseline is None}
+    found = []
+    for name, select in selects.items():
+        table = select.table
+        found.append(
+            Chosen(
+                target=combination.target,
+                budget=combination.budget,
+                selector=combination.selector,
+                arm=name,
+                rows=frozenset(table["row"].to_pylist()),
+                sources=_shares(Counter(table["source"].to_pylist())),
+            )
+        )
+    return found
+
+
+def _pool_mix(select: Select) -> dict[str, float]:
+    counts: Counter[str] = Counter()
+    for batch in read_batches(select.score.artifact / SCORES, ["source"]):
+        counts.update(batch.column(0).to_pylist())
+    return _shares(counts)
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    """Share of each source, largest first."""
+    return {name: count / counts.total() for name, count in sorted(counts.items(), key=lambda one: (-one[1], one[0]))}
