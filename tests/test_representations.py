@@ -108,7 +108,7 @@ def test_less_equals_the_dense_method_at_all_checkpoints(
     rates = [one["mean_learning_rate"] for one in _warmup_facts(output)]
     pool, queries = usable(pool_file), usable(target_file)
     groups = [json.loads(line)["group"] for line in target_file.read_bytes().split(b"\n") if line]
-    total = np.zeros((len(pool), 3))
+    total, energy = np.zeros((len(pool), 3)), np.zeros(len(pool))
     for folder, rate in zip(folders, rates, strict=True):
         moments = load_file(folder / "moments.safetensors")
         parameters = sorted(name.partition("/")[2] for name in moments if name.startswith("exp_avg/"))
@@ -128,9 +128,13 @@ def test_less_equals_the_dense_method_at_all_checkpoints(
         cosines = (P @ Q.T) / np.linalg.norm(P, axis=1)[:, None] / np.linalg.norm(Q, axis=1)
         for index, group in enumerate("abc"):
             total[:, index] += rate / sum(rates) * cosines[:, [one == group for one in groups]].mean(axis=1)
+        energy += rate / sum(rates) * ((P @ np.linalg.qr(Q.T)[0]) ** 2).sum(axis=1) / (P**2).sum(axis=1)
     scores = scores_of(output)
     for index, group in enumerate("abc"):
         assert_allclose(scores[f"score/sums/{group}"], total[:, index], atol=2e-4)
+    assert_allclose(scores["captured_energy"], energy, atol=2e-3)
+    facts = json.loads(next(output.glob("artifacts/scores-*/complete.json")).read_text())["facts"]
+    assert 0 < facts["null_score_quantiles"]["sums"]["0.5"] < facts["null_score_quantiles"]["sums"]["0.99"] < 0.5
 
 
 def test_rds_equals_a_loop_over_single_rows(config: dict[str, Any], pool_file: Path, target_file: Path) -> None:

@@ -7,7 +7,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.linalg.similarity import checkpoint_weights, cosine_scores, null_scores, overlap, spearman
+from gistselect.linalg.similarity import (
+    checkpoint_weights,
+    cosine_scores,
+    null_products,
+    null_scores,
+    overlap,
+    share_in_span,
+    spearman,
+)
 
 
 def test_cosines_equal_the_definition() -> None:
@@ -47,6 +55,30 @@ def test_null_level_in_high_dimension_shrinks_like_the_square_root() -> None:
     rng = np.random.default_rng(0)
     spread = [null_scores([np.eye(1, r)], np.ones(1), rng).std() for r in (10, 1000)]
     assert_allclose(spread, [10**-0.5, 1000**-0.5], rtol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (5, 3), (1, 2)])
+def test_null_products_are_those_of_random_unit_directions(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal(shape)
+    vectors[-1] = vectors[0]
+    drawn = rng.standard_normal((100_000, shape[1]))
+    expected = drawn / np.linalg.norm(drawn, axis=1, keepdims=True) @ vectors.T
+    found = null_products(vectors, rng, 100_000)
+    assert_allclose(np.cov(found.T), np.cov(expected.T), atol=0.03 * expected.var())
+    for level in (0.05, 0.5, 0.99):
+        assert_allclose(
+            np.quantile(found.max(1), level), np.quantile(expected.max(1), level), atol=0.03 * expected.std()
+        )
+
+
+def test_share_in_span_equals_a_projection_and_collinear_directions_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    vectors, directions = rng.standard_normal((9, 12)), 1e-4 * rng.standard_normal((12, 3))
+    expected = ((vectors @ np.linalg.qr(directions)[0]) ** 2).sum(axis=1) / (vectors**2).sum(axis=1)
+    for V in (directions, np.column_stack([directions, 3 * directions[:, 0], directions @ [1, 2, 3]])):
+        shares = share_in_span(vectors @ V, V.T @ V, np.linalg.norm(vectors, axis=1))
+        assert_allclose(shares, expected, rtol=1e-6)
 
 
 def test_spearman_and_overlap() -> None:

@@ -64,6 +64,32 @@ def null_scores(
     return np.asarray(total).max(axis=1)
 
 
+def null_products(vectors: NDArray[np.floating], rng: np.random.Generator, n_draws: int = 10_000) -> FloatArray:
+    """Inner products (n_draws, k) of random unit directions in d dimensions with vectors (k, d).
+
+    Only the part of a direction within the vectors' span is drawn, and the length of the rest.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    rank, d = min(vectors.shape), vectors.shape[1]
+    values, basis = np.linalg.eigh(vectors @ vectors.T)
+    # (k, rank): the vectors in an orthonormal basis of their span.
+    coordinates = (basis * np.sqrt(np.clip(values, 0, None)))[:, -rank:]
+    inside = rng.standard_normal((n_draws, rank))
+    outside = rng.chisquare(d - rank, n_draws) if d > rank else 0.0
+    lengths = np.sqrt((inside**2).sum(axis=1) + outside)
+    return inside @ coordinates.T / lengths[:, None]
+
+
+def share_in_span(products: FloatArray, gram: FloatArray, norms: FloatArray) -> FloatArray:
+    """(n,) share of the squared length of vectors that lies in the span of k directions.
+
+    From the inner products (n, k) with the directions, those of the directions with each other (k, k), and the vectors'
+    lengths (n,), none of them 0.
+    """
+    inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+    return np.clip(((products @ inverse) * products).sum(axis=1) / norms**2, 0.0, 1.0)
+
+
 def spearman(first: FloatArray, second: FloatArray) -> float:
     """Rank correlation of two score vectors (n,); equal scores share their mean rank."""
     from scipy.stats import spearmanr

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gistselect.errors import DataError
+from gistselect.linalg.similarity import share_in_span
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Features,
@@ -148,8 +149,7 @@ class EKFAC(Representation):
             values = one.values[usable].astype(np.float64)
             norms = one.measured["gradient_norm"][usable].astype(np.float64)
             total[usable] += weight * (values / norms[:, None] if self.divide_by_norm else values)
-            within = ((values @ np.linalg.pinv(fit.arrays["gram"], hermitian=True)) * values).sum(axis=1)
-            energy[usable] += weight * np.minimum(within / norms**2, 1.0)
+            energy[usable] += weight * share_in_span(values, fit.arrays["gram"], norms)
         return Scores(values=total, columns={"captured_energy": energy})
 
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.linalg.similarity import cosine_scores, mean_of_columns
+from gistselect.linalg.similarity import cosine_scores, mean_of_columns, null_products, share_in_span
 from gistselect.model.engine_config import AdamConfig, ProjectionConfig
 from gistselect.representations.interface import (
     NO_GRADIENT,
@@ -68,6 +69,10 @@ class Less(Representation):
         adam = AdamConfig(direction=self.direction)
         return {**self.fit_inputs, "adam": adam.model_dump(mode="json")}
 
+    @property
+    def score_inputs(self) -> dict[str, Any]:
+        return {**super().score_inputs, "chance": "random projected directions"}
+
     def width(self, n_queries: int) -> int:
         return self.dimension
 
@@ -112,11 +117,31 @@ class Less(Representation):
         return ProjectionConfig(dimension=self.dimension, nonzeros=self.nonzeros, seed=self.seed)
 
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
-        """Σ_c w_c mean over the group's queries of cos(f_c, q_c) (LESS section 4.2); the mean is of scores."""
+        """Σ_c w_c mean over the group's queries of cos(f_c, q_c) (LESS section 4.2); the mean is of scores.
+
+        `captured_energy` is the share of the squared projected update within the span of the projected queries.
+        """
         usable = have_gradients(shard)
         total = np.full((len(usable), len(fitted[0].groups)), np.nan)
-        total[usable] = 0.0
+        energy = np.full(len(usable), np.nan)
+        total[usable] = energy[usable] = 0.0
         for one, fit, weight in zip(shard, fitted, weights, strict=True):
+            queries = _unit(fit.arrays["query_features"])
             cosines = cosine_scores(one.values[usable], fit.arrays["query_features"])
             total[usable] += weight * mean_of_columns(cosines, fit.arrays["group"])
-        return Scores(values=total)
+            energy[usable] += weight * share_in_span(cosines, queries @ queries.T, np.ones(len(cosines)))
+        return Scores(values=total, columns={"captured_energy": energy})
+
+    def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Best scores (n_draws,) of random directions among the projected updates."""
+        total = 0.0
+        for fit, weight in zip(fitted, weights, strict=True):
+            means = mean_of_columns(_unit(fit.arrays["query_features"]).T, fit.arrays["group"]).T
+            total = total + weight * null_products(means, rng)
+        return np.asarray(total).max(axis=1)
+
+
+def _unit(vectors: NDArray[np.floating]) -> FloatArray:
+    """The vectors (n, d), none of them 0, at length 1, in float64."""
+    precise = vectors.astype(np.float64)
+    return precise / np.linalg.norm(precise, axis=1, keepdims=True)
