@@ -204,7 +204,8 @@ def test_less_without_moments_says_what_to_do(config: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.parametrize("name", names("representation"))
-def test_conformance(name: str, config: dict[str, Any]) -> None:
+def test_conformance(name: str, config: dict[str, Any], tiny_encoder: Path) -> None:
+    config["encoder"] = str(tiny_encoder)
     kind: type[Representation] = resolve("representation", name)
     one = parse(name, RunConfig.from_values(config))
     assert isinstance(one, kind)
@@ -225,11 +226,17 @@ def test_options_of_a_specification() -> None:
     assert parse("gist:rank=0.5", config).model_dump()["rank"] == 0.5
     assert parse("gist:rank=9,sketch=4", config).model_dump()["sketch"] == 4
     assert label("less:dimension=64,nonzeros=8") == "less-dimension-64-nonzeros-8"
+    assert label("embedding:encoder=/home/me/my models/mini lm/,tokens=8") == "embedding-encoder-mini-lm-tokens-8"
+    assert label("embedding:encoder=C:\\models\\..") == "embedding-encoder"
+    assert len(label(f"embedding:encoder={'x' * 999}")) < 120
+    assert label(f"embedding:encoder={'x' * 999}") != label(f"embedding:encoder={'x' * 998}")
     for wrong, message in {
         "less:dimension": "name=value",
         "less:dimension=0": "dimension",
         "less:size=3": "its options",
         "../x": "not understood",
+        "embedding": "--encoder",
+        "bm25:k1=1\n2": "not understood",
         "gits": "Did you mean 'gist'",
     }.items():
         with pytest.raises(ConfigError, match=message):

@@ -26,6 +26,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "rds": "gistselect.representations.rds:RDS",
         "loss_drop": "gistselect.representations.loss_drop:LossDrop",
         "bm25": "gistselect.representations.bm25:BM25",
+        "embedding": "gistselect.representations.embedding:Embedding",
         "dsir": "gistselect.representations.dsir:DSIR",
         "random": "gistselect.representations.random:Random",
         "length": "gistselect.representations.length:Length",

@@ -9,14 +9,24 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gistselect.errors import ConfigError
+from gistselect.files import digest
 from gistselect.registry import resolve
 
-_FORM = re.compile(r"(?P<name>[a-z][a-z0-9_]*)(?::(?P<options>[A-Za-z0-9_.=,+-]+))?")
+_FORM = re.compile(r"(?P<name>[a-z][a-z0-9_]*)(?::(?P<options>[^\x00-\x1f\x7f]+))?")
+"""A value may be a path: anything printable but a comma, which ends it."""
+LONGEST_LABEL = 100
 
 
 def label(specification: str) -> str:
-    """A name for files and tables: `less:dimension=1024` becomes `less-dimension-1024`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", specification)
+    """A name for files and tables: `less:dimension=1024` becomes `less-dimension-1024`.
+
+    Of a path or a hub id only the last part is taken, so that a folder's place names nothing.
+    """
+    short = re.sub(r"=[^,]*?([^/\\,]+)[/\\]*(?=,|$)", r"=\1", specification)
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", short)
+    if len(plain) > LONGEST_LABEL:
+        plain = f"{plain[:LONGEST_LABEL]}-{digest(specification)[:8]}"
+    return plain.rstrip("-.")
 
 
 def parse(kind: str, specification: str, defaults: BaseModel | None = None) -> Any:
@@ -44,7 +54,8 @@ def parse(kind: str, specification: str, defaults: BaseModel | None = None) -> A
     except ValidationError as error:
         problem = error.errors()[0]
         option = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{kind} {specification!r}: {option} {problem['msg']}.") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{kind} {specification!r}: {f'{option} ' * bool(option)}{message}.") from None
 
 
 def _options(text: str, kind: str) -> Mapping[str, Any]:

@@ -59,6 +59,8 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
     """How rows are compared with a target: gist, less, bm25, …, each with options of its own if you like
     (less:dimension=1024). Several are computed in one pass; the first makes selected.jsonl, the others
     methods/NAME/selected.jsonl."""
+    encoder: Annotated[str | None, Parameter(group=METHOD)] = None
+    """Folder or hub id of the text encoder of --representation embedding."""
 
     adapter: Annotated[Path | None, Parameter(group=WARMUP)] = None
     """PEFT adapter folder to take gradients at; skips the warm-up."""
@@ -113,7 +115,15 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
         return (value,) if isinstance(value, (str, Path)) else value
 
     @field_validator(
-        "sketch", "adapter", "max_queries", "target_group", "data_dir", "finetune_model", "until", mode="before"
+        "sketch",
+        "adapter",
+        "max_queries",
+        "target_group",
+        "data_dir",
+        "encoder",
+        "finetune_model",
+        "until",
+        mode="before",
     )
     @classmethod
     def _taken_back(cls, value: Any) -> Any:
@@ -151,7 +161,7 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
                 f"warmup_checkpoints {out_of_range} lie outside the warm-up's epochs 1 to {self.warmup.epochs}"
             )
         if len({label(one) for one in self.representation}) < len(self.representation):
-            raise ValueError("two representations have the same name and options")
+            raise ValueError("two representations have the same name and options (of paths the last part counts)")
         if self.finetune_model is None and self.finetune_settings != ModelSettings():
             raise ValueError("finetune_settings are of --finetune-model, which is not given; use --dtype, --device, …")
         return self
