@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, cast
 
 import cyclopts
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.table import Table
 
 from gistselect import __version__
@@ -20,6 +19,7 @@ from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
+from gistselect.terminal import Terminal
 
 EXAMPLES = """
 Typical use:
@@ -155,7 +155,7 @@ def evaluate(
 
     _quiet_libraries()
     for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command
@@ -202,7 +202,7 @@ def export(
     from gistselect.run.standalone import export_selection
 
     for path in export_selection(folder, to, output):
-        Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+        Terminal().print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command
@@ -240,8 +240,8 @@ def spectrum(folder: Path) -> None:
     described = read_json(folder / SUBSPACE_JSON)
     draw_spectrum(described, folder / SPECTRUM)
     print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
-    Console().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
-    Console().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
+    Terminal().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
+    Terminal().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
 
 
 @app.command
@@ -252,7 +252,7 @@ def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) 
 
     _quiet_libraries()
     table = format_table(bench(config or BenchConfig(), Reporter().say))
-    Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    Terminal().print(table, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -264,7 +264,7 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row.values()))
-    Console().print(table)
+    Terminal().print(table)
 
 
 @app.meta.default
@@ -300,8 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
         message = f"gistselect: {error}"
-        Console(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nInterrupted. The same command continues where this one stopped.", markup=False)
+        Terminal(stderr=True).print("\nInterrupted. The same command continues where this one stopped.", markup=False)
         sys.exit(130)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from gistselect.data.parts import File, Item, readable, scan
@@ -19,6 +19,8 @@ CHUNK = 1 << 18
 """Bytes that are read at a time where rows are not lines."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+LONGEST_LINE = 1 << 30
+"""Bytes of a line; a small archive can hold one that no memory holds."""
 LONGEST_OBJECT = 1 << 24
 """Characters that are read to see whether an object that spans lines is a row."""
 
@@ -101,7 +103,7 @@ class Json(File):
     def items(self) -> Iterator[Item]:
         with readable(self.name), self.open() as stream:
             if self._layout == "lines":
-                yield from _lines(stream)
+                yield from _lines(stream, self.name)
             else:
                 for number, value in enumerate(self._values(stream)):
                     yield number, number, value
@@ -130,9 +132,11 @@ class Json(File):
                     yield row, line[: place.length]
 
 
-def _lines(stream: io.BufferedReader) -> Iterator[Item]:
+def _lines(stream: io.BufferedReader, name: str) -> Iterator[Item]:
     offset = 0
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), start=1):
+        if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(f"{name}, line {number}: the line is longer than {LONGEST_LINE:,} bytes; split the file.")
         start, offset = offset, offset + len(line)
         if number == 1 and line.startswith(BYTE_ORDER_MARK):
             line, start = line.removeprefix(BYTE_ORDER_MARK), len(BYTE_ORDER_MARK)
@@ -143,7 +147,8 @@ def _lines(stream: io.BufferedReader) -> Iterator[Item]:
 
 def _data_line(stream: io.BufferedReader) -> bytes:
     """The next line that is not blank, stripped; empty at the end."""
-    stripped = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in stream)
+    lines = iter(partial(stream.readline, LONGEST_LINE), b"")
+    stripped = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in lines)
     return next((line for line in stripped if line), b"")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from gistselect.data.json_files import Json
@@ -22,6 +24,10 @@ READERS: dict[str, Callable[[Path], Part]] = {
 }
 _LONE_JSON = tuple(".json" + packed for packed in _COMPRESSIONS)
 """Folders hold all kinds of `.json` beside their data: there these count only where there is nothing else."""
+
+
+_LOADING_FAILS = (OSError, ValueError, TypeError, LookupError, RuntimeError, pa.ArrowException, pickle.UnpicklingError)
+"""What `datasets` raises for a folder that is not what it seems, besides its own errors. It unpickles tensors alone."""
 
 
 def open_parts(sources: Sequence[str | Path], exclude: Path | None, revision: str | None) -> list[Part]:
@@ -55,6 +61,8 @@ def _open(source: str | Path, exclude: Path | None, revision: str | None) -> lis
     matches = [path for match in sorted(glob.glob(named, recursive=True)) if not _below(path := Path(match), exclude)]
     if not matches:
         raise DataError(f"no file matches {named!r}; the pattern is relative to {Path.cwd()}.")
+    for match in matches:
+        _refuse_escape(match, _fixed(Path(named)))
     return [part for match in matches for part in _open_path(match, exclude)]
 
 
@@ -64,6 +72,8 @@ def _open_path(path: Path, exclude: Path | None) -> list[Part]:
     _refuse_configurations(path)
     files = sorted(file for file in _visible(path) if file.name.endswith(tuple(READERS)) and not _below(file, exclude))
     files = [file for file in files if not file.name.endswith(_LONE_JSON)] or files
+    for file in files:
+        _refuse_escape(file, path)
     if not files:
         hint = f"; it was written by datasets, so name it as hf:{path}" if _is_saved(path) else ""
         raise DataError(f"the folder {path} holds no data; looked for {', '.join(READERS)} below it{hint}.")
@@ -78,6 +88,25 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _below(path: Path, exclude: Path | None) -> bool:
     return exclude is not None and path.resolve().is_relative_to(exclude.resolve())
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder in which a pattern begins to match."""
+    while glob.has_magic(str(pattern)):
+        pattern = pattern.parent
+    return pattern
+
+
+def _refuse_escape(file: Path, folder: Path) -> None:
+    """Raises `DataError` for a link that leads out of the folder it was found in, but for the hub's cache."""
+    real, root = file.resolve(), folder.resolve()
+    if real.is_relative_to(root):
+        return
+    blobs = next((parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"), None)
+    if blobs is None or real.parent != blobs:
+        raise DataError(
+            f"{file} is a link that leads out of {folder}, to {real}; name that file itself if it belongs to the pool."
+        )
 
 
 def _refuse_configurations(folder: Path) -> None:
@@ -138,7 +167,7 @@ def _hub_data_set(name: str, revision: str | None) -> Rows:
                 listed = ", ".join(f"hf:{path}:{one}" for one in configs)
                 raise DataError(f"the data set {path!r} has several configurations; name one: {listed}.")
             data = datasets.load_dataset(path, config, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
+    except (*_LOADING_FAILS, DatasetsError) as error:
         raise DataError(f"cannot load the data set {path!r}: {error}") from error
     split = parts[0] if parts else None
     if not isinstance(data, datasets.DatasetDict):

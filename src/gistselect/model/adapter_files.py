@@ -49,6 +49,11 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder / CONFIG_FILE} holds no JSON object.")
+    if settings.get("megatron_config"):
+        # PEFT imports whatever module the configuration names beside it.
+        raise ModelError(f"{folder} is an adapter for Megatron layers; only adapters of transformers models are read.")
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{folder} holds a {settings.get('peft_type')} adapter; only LORA adapters are supported.")
     return settings
@@ -74,7 +79,7 @@ def adapter_tokenizer(reference: str | Path) -> Any | None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        return with_pad_token(AutoTokenizer.from_pretrained(folder))
+        return with_pad_token(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer in the adapter's folder {folder}: {error}") from error
 

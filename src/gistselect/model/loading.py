@@ -43,6 +43,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     it is quantized, by option or as stored, and bitsandbytes is not installed.
     """
     import torch
+    from safetensors import SafetensorError
 
     from gistselect.model.quantized import compute_in, keep_differentiable, placement
 
@@ -54,7 +55,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         model = _auto_class(config).from_pretrained(
             config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load the model {config.path!r}: {error}") from error
     if not placed:
         model.to(device)  # pyright: ignore[reportArgumentType]

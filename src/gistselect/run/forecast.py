@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
+from gistselect.errors import ModelError
 from gistselect.run.config import RunConfig
 from gistselect.run.features import Features
 from gistselect.run.plan import Plan
@@ -114,12 +114,19 @@ def _stored(features: Features, n_rows: int) -> str:
 
 
 def _parameters(config: RunConfig) -> int | None:
-    """Number of base-model parameters, from the weight files of a local folder; unknown for a hub id."""
+    """Number of base-model parameters, from the weight files of a local folder; unknown for a hub id.
+
+    Raises `ModelError` that names a damaged file.
+    """
     if config.model is None:
         return None
+    from safetensors import SafetensorError, safe_open
+
     count = 0
     for path in Path(config.model).glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} is missing or damaged ({error}); fetch the model again.") from None
     return count or None

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gistselect.terminal import Terminal
+
 LINE_INTERVAL = 5.0
 """Seconds between progress lines where there is no terminal."""
 WORTH_A_LINE = 1.0
@@ -93,7 +95,7 @@ class Reporter:
     """Where a run speaks to its user. Data set text never becomes markup."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Terminal(stderr=True)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -138,4 +140,4 @@ class SilentReporter(Reporter):
     """For the Python API with `progress=False`, and for tests."""
 
     def __init__(self) -> None:
-        super().__init__(Console(quiet=True))
+        super().__init__(Terminal(quiet=True))

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gistselect.errors import ConfigError, DataError, ModelError
+from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
 from gistselect.files import replacing_folder
 from gistselect.model.config import ModelConfig
 from gistselect.model.live import restored
@@ -69,7 +70,13 @@ def train(
         language_model = _language_model(model, config)
         with restored(language_model.model), _trainable(language_model, config, seed) as trainable:
             trainer = _trainer(trainable, examples, config, output, seed, last_epoch, progress)
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            except pickle.UnpicklingError as error:  # it reads tensors and plain data alone
+                raise ArtifactMismatchError(
+                    f"{resume_from} holds more than a training state ({str(error).splitlines()[0]}); remove "
+                    f"{output} and run again."
+                ) from error
     return finish(output, digest, per_epoch)
 
 

@@ -1,0 +1,29 @@
+"""Text on terminals: what a data set or a file name holds is shown, never obeyed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.segment import Segment
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and line feed, marks that turn the direction of text, and half surrogate pairs."""
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal would obey written out, such as `\\x1b`."""
+    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class Terminal(Console):
+    """A rich console whose text is printable whatever it holds; only rich itself writes control codes."""
+
+    def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
+        for segment in super().render(*arguments, **options):
+            if segment.control or not _OBEYED.search(segment.text):
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
