@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.selection import orders
+from gistselect.selection import selector as selector_module
 from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
 from gistselect.selection.budget import parse_budget, rows_for_budget
 from gistselect.selection.gates import RowBudget, choose
-from gistselect.selection.orders import top_k
-from gistselect.selection.selector import Order
+from gistselect.selection.orders import TopK
+from gistselect.selection.selector import Order, PoolView
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,10 @@ def test_budget_over_the_pool() -> None:
         rows_for_budget(11, 12, 10)
 
 
+def top_k(scores: InMemory) -> Order:
+    return TopK().order(cast(PoolView, scores))
+
+
 class InMemory:
     """A view of scores that notes which ids were asked for."""
 
@@ -61,6 +66,9 @@ class InMemory:
         assert list(positions) == sorted(positions)
         self.asked += len(positions)
         return [self.names[position] for position in positions]
+
+    def expect(self, positions: np.ndarray) -> None:
+        pass
 
 
 @given(st.data())
@@ -76,7 +84,7 @@ def test_top_k_equals_sorting_and_ignores_the_order_of_the_pool(data: st.DataObj
     for permutation in (range(n), order):
         shuffled = InMemory([ids[i] for i in permutation], [list(scores[i]) for i in permutation])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(orders, "BLOCK", block)
+            patch.setattr(selector_module, "BLOCK", block)
             found = list(itertools.islice(top_k(shuffled), k))
         assert [shuffled.names[i] for i in found] == [ids[i] for i in expected]
 

@@ -33,6 +33,14 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "selector": {
         "top_k": "gistselect.selection.orders:TopK",
+        "round_robin": "gistselect.selection.turns:RoundRobin",
+        "doubly_greedy": "gistselect.selection.orders:DoublyGreedy",
+        "vote": "gistselect.selection.orders:Vote",
+        "knn": "gistselect.selection.transport:NearestNeighbours",
+        "ot": "gistselect.selection.transport:OptimalTransport",
+        "k_center": "gistselect.selection.cover:KCenter",
+        "facility_location": "gistselect.selection.cover:FacilityLocation",
+        "gip": "gistselect.selection.pursuit:Gip",
     },
     "export": {
         "trl": "gistselect.export.trl:to_trl",

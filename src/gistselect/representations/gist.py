@@ -87,6 +87,7 @@ class Gist(GistOptions, Representation):
     )
     unscored: ClassVar[str] = NO_GRADIENT
     score_only: ClassVar[frozenset[str]] = frozenset({"energy_weighting"})
+    has_points: ClassVar[bool] = True
 
     @property
     def per_target(self) -> bool:
@@ -174,10 +175,7 @@ class Gist(GistOptions, Representation):
 
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Σ_c w_c cos(f_c, target_c) over checkpoints c; with `energy_weighting` each cosine times √energy_c."""
-        features = [
-            one.values @ fit.arrays["basis"] if self.keep_sketch else one.values
-            for one, fit in zip(shard, fitted, strict=True)
-        ]
+        features = [self.points(one, fit) for one, fit in zip(shard, fitted, strict=True)]
         energies = [
             _captured_energy(values, one.measured["gradient_norm"]) for values, one in zip(features, shard, strict=True)
         ]
@@ -190,6 +188,14 @@ class Gist(GistOptions, Representation):
             [energy[usable] for energy in energies] if self.energy_weighting else None,
         )
         return Scores(values=total, columns={"captured_energy": weights @ np.stack(energies)})
+
+    @property
+    def own_space(self) -> bool:
+        return True
+
+    def points(self, kept: Features, fitted: Fitted) -> NDArray[np.floating]:
+        """Coordinates (n, r) in the subspace of the target."""
+        return kept.values @ fitted.arrays["basis"] if self.keep_sketch else kept.values
 
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Best-target scores of random directions in the same subspaces."""

@@ -156,6 +156,9 @@ class Representation(BaseModel, ABC):
     """Why a row of this representation can have no score, and the remedy."""
     score_only: ClassVar[frozenset[str]] = frozenset()
     """Options that only the scores depend on, not what is kept of a row."""
+    has_points: ClassVar[bool] = False
+    """Whether rows are points of a space that the `query_features` of a fit lie in too, so that rows can be compared
+    with each other and with single queries."""
 
     @property
     def per_target(self) -> bool:
@@ -223,6 +226,15 @@ class Representation(BaseModel, ABC):
     @abstractmethod
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Scores of a shard from what was kept at each checkpoint (one entry without checkpoints)."""
+
+    @property
+    def own_space(self) -> bool:
+        """Whether the space of a representation with points depends on the target."""
+        return self.per_target
+
+    def points(self, kept: Features, fitted: Fitted) -> NDArray[np.floating]:
+        """Rows (n, d) of a shard in the space of the fit's `query_features` (n_query, d)."""
+        return kept.values
 
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray | None:
         """Best scores (n_draws,) of rows without signal, where there is such a model of chance."""

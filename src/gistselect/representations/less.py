@@ -55,6 +55,7 @@ class Less(Representation):
         "the query's projected gradient, weighted over checkpoints"
     )
     unscored: ClassVar[str] = NO_GRADIENT
+    has_points: ClassVar[bool] = True
 
     @property
     def per_target(self) -> bool:

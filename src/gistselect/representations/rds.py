@@ -38,6 +38,7 @@ class RDS(Representation):
         "mean over a group's queries of the cosine (-1 to 1, higher is nearer) of position-weighted mean hidden states"
     )
     unscored: ClassVar[str] = "its hidden states are zero or not finite; check the row's text, or use --dtype float32"
+    has_points: ClassVar[bool] = True
 
     @property
     def per_target(self) -> bool:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from gistselect.data.pool import Pool
 from gistselect.data.stored import normalised
+from gistselect.errors import ConfigError
 from gistselect.files import write_json_lines, write_lines
+from gistselect.registry import names, resolve
+from gistselect.representations.interface import Representation
 from gistselect.run.ingest import RecordRows
 from gistselect.run.progress import Reporter
+from gistselect.run.scored import ScoredPool
 from gistselect.run.scoring import SCORES, Score
 from gistselect.run.store import Artifact, read_batches, read_names, read_table, write_table
 from gistselect.selection.budget import rows_for_budget
@@ -31,37 +32,6 @@ COLUMNS = ["id", "source", "row", "score", "best_target"]
 FETCHED = 1 << 14
 """Rows whose bytes are held at a time."""
 SHOWN_SOURCES = 8
-
-
-class ScoreTable:
-    """A table of scores on disk. In memory: 8 bytes a row, and the ids of ties."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def best(self) -> NDArray[np.float64]:
-        """(n,) best score of each row over targets."""
-        return self.column("score")
-
-    def column(self, name: str) -> NDArray[np.float64]:
-        """(n,) one column of numbers."""
-        batches = [batch.column(0).to_numpy() for batch in read_batches(self.path, [name])]
-        return np.concatenate(batches) if batches else np.zeros(0)
-
-    def ids(self, positions: NDArray[np.intp]) -> list[str]:
-        """Ids of the rows at these positions, ascending."""
-        return self.take(["id"], positions)["id"].to_pylist()
-
-    def take(self, columns: Sequence[str], positions: NDArray[np.intp]) -> pa.Table:
-        """These columns of the rows at these positions, ascending; the table is read a piece at a time."""
-        pieces, start = [], 0
-        for batch in read_batches(self.path, list(columns)):
-            low, high = np.searchsorted(positions, [start, start + len(batch)])
-            if low < high:
-                pieces.append(pa.Table.from_batches([batch]).take(pa.array(positions[low:high] - start)))
-            start += len(batch)
-        return pa.concat_tables(pieces) if pieces else read_table(self.path, list(columns)).slice(0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +67,14 @@ class Select:
         facts = self.score.artifact.facts
         n_pool, n_scored = facts["n_scored"] + facts["n_rejected"], facts["n_scored"]
         n_rows = rows_for_budget(self.options.budget, n_pool, n_scored)
-        scores = ScoreTable(self.score.artifact / SCORES)
+        scores = ScoredPool(self.score)
         chosen = choose(self.options.order.order(scores), RowBudget(n_rows), ()).positions
+        if len(chosen) < n_rows:
+            raise ConfigError(
+                f"--selector {self.options.selector} looks at the {len(chosen):,} best rows only, "
+                f"{n_rows - len(chosen):,} fewer than the budget; give it more candidates "
+                f"({self.options.selector.split(':')[0]}:candidates=0.5)."
+            )
         ascending = np.argsort(chosen)
         extra = [name for name in ("captured_energy",) if name in read_names(scores.path)]
         table = scores.take([*COLUMNS, *extra], chosen[ascending]).take(pa.array(np.argsort(ascending)))
@@ -134,6 +110,16 @@ class Select:
         if len(chosen) > SHOWN_SOURCES:
             lines.append(f"  and {len(chosen) - SHOWN_SOURCES} more sources")
         return "\n".join(lines)
+
+
+def refuse_unfit(options: SelectionOptions, representation: Representation) -> None:
+    """Raises `ConfigError` if the selector compares rows as points, and the representation keeps none."""
+    if options.order.needs_points and not representation.has_points:
+        usable = [name for name in names("selector") if not resolve("selector", name)().needs_points]
+        raise ConfigError(
+            f"--selector {options.selector} compares rows as points of a space, and {representation.title} keeps only "
+            f"scores; with it use {', '.join(usable)}."
+        )
 
 
 def _parts(rows: list[int]) -> list[list[int]]:

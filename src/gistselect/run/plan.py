@@ -275,6 +275,7 @@ class _Planner:
 
     def _method(self, name: str, columns: tuple[Column, ...], *, first: bool) -> Method:
         config, representation = self.config, self.representations[name]
+        choosing.refuse_unfit(config.selection, representation)
         candidates = self.tokens.rows if self.tokens else self.records.rows
         score = Score(
             label=name,

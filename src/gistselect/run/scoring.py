@@ -60,7 +60,7 @@ class Score:
         self._check_strict()
 
     def _make(self, reporter: Reporter) -> None:
-        weights = self._weights()
+        weights = self.weights()
         targets = [_Target(column, weights) for column in self.columns]
         with reporter.step(f"score ({self.representation.title})", total=self.rows.n_shards, unit="shards") as step:
             n_scored, n_rejected = self._write(targets, step.advance)
@@ -73,7 +73,8 @@ class Score:
             null_score_quantiles={target.column.target: target.null_level(self.seed) for target in targets},
         )
 
-    def _weights(self) -> NDArray[np.float64]:
+    def weights(self) -> NDArray[np.float64]:
+        """(n_checkpoint,) weights of the checkpoints; one without any."""
         if self.representation.reads != "gradient":
             return np.ones(1)
         assert self.warmup is not None

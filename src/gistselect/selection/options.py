@@ -22,7 +22,8 @@ class SelectionOptions(BaseModel):
     budget: Annotated[str | int | float, Parameter(group=METHOD)] = "5%"
     """How much to select: a share of the pool (5% or 0.05) or a number of rows (500)."""
     selector: Annotated[str, Parameter(group=METHOD)] = "top_k"
-    """The order in which rows are taken."""
+    """The order in which rows are taken: top_k (best score first), round_robin (targets take turns), doubly_greedy,
+    vote, knn, ot, k_center, facility_location or gip, each with options of its own (round_robin:turns=queries)."""
 
     @field_validator("budget")
     @classmethod

@@ -1,57 +1,54 @@
-"""Orders that need nothing but scores. They stream: what they hold is a few numbers a row."""
+"""Orders by one number a row. They stream: what they hold is a few numbers a row, whatever the targets."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
-from gistselect.errors import DataError
-from gistselect.selection.selector import Order, ScoreView, Selector
-
-BLOCK = 1 << 16
-"""Ranks whose ties are resolved together."""
+from gistselect.selection.selector import Order, PoolView, Selector, by_keys
 
 
 class TopK(Selector):
-    """Rows by their best score for any target."""
+    """Rows by their best score for any target (GIST section 4, LESS section 4)."""
 
-    name: ClassVar[str] = "top_k"
-
-    def order(self, scores: ScoreView) -> Order:
-        return top_k(scores)
+    def order(self, pool: PoolView) -> Order:
+        return by_keys([pool.best], pool)
 
 
-def top_k(scores: ScoreView) -> Order:
-    """Rows by their best score for any target (GIST section 4, LESS section 4).
+class DoublyGreedy(Selector):
+    """Rows by their cosine with the nearest single query of any target.
 
-    Ties break by id, so that a selection is a function of its inputs and not of the order of the pool.
-    Raises `DataError` on a score that is not finite: a NaN must never rank.
+    "Greedy" over rows and over queries: at every step the nearest pair of a query and a row that is left
+    (arXiv 2602.14696). `top_k` looks at a group's queries together.
     """
-    best = scores.best
-    if not np.isfinite(best).all():
-        raise DataError(f"{int((~np.isfinite(best)).sum())} scores are not finite; they cannot be ranked.")
-    order = np.argsort(-best, kind="stable")
-    start = 0
-    while start < len(order):
-        stop = min(start + BLOCK, len(order))
-        while stop < len(order) and best[order[stop]] == best[order[stop - 1]]:
-            stop += 1
-        # A list itself cannot be told whether the row was taken.
-        for position in _by_id(order[start:stop], best, scores):  # noqa: UP028
-            yield position
-        start = stop
+
+    @property
+    def needs_points(self) -> bool:
+        return True
+
+    def order(self, pool: PoolView) -> Order:
+        nearest = np.zeros(len(pool.best))
+        for start, block in pool.query_scores():
+            nearest[start : start + len(block)] = block.max(axis=1)
+        return by_keys([nearest], pool)
 
 
-def _by_id(block: NDArray[np.intp], best: NDArray[np.float64], scores: ScoreView) -> list[int]:
-    """The positions of a block in which every tie is whole, ties sorted by id."""
-    values = best[block]
-    same = values[1:] == values[:-1]
-    tied = np.concatenate([[False], same]) | np.concatenate([same, [False]])
-    if not tied.any():
-        return block.tolist()
-    positions = np.sort(block[tied])
-    names = dict(zip(positions.tolist(), scores.ids(positions), strict=True))
-    ranked = sorted(zip(block.tolist(), values.tolist(), strict=True), key=lambda one: (-one[1], names.get(one[0], "")))
-    return [position for position, _ in ranked]
+class Vote(Selector):
+    """Rows by the number of targets for which they are among the best (ICONS, arXiv 2501.00654, section 3).
+
+    Rows with equally many votes stand by their best score.
+    """
+
+    share: float = Field(default=0.2, gt=0, le=1)
+    """The best share of the rows that a target votes for; equal scores at its end all get the vote."""
+
+    def order(self, pool: PoolView) -> Order:
+        best = pool.best
+        votes = np.zeros(len(best), dtype=np.float32)
+        n_voted = math.ceil(self.share * len(best))
+        for target in pool.targets:
+            scores = pool.column(target)
+            votes += scores >= np.partition(scores, len(scores) - n_voted)[len(scores) - n_voted]
+        return by_keys([votes, best], pool)
