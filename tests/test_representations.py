@@ -1,10 +1,9 @@
-"""Representations through the real run, against slow and obvious versions, and the conformance of all."""
+"""Representations through the real run, against slow and obvious versions."""
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from safetensors.numpy import load_file
 from dense_reference import dense_gradients
 from gistselect.errors import ConfigError
 from gistselect.linalg.projection import dense_signs
-from gistselect.registry import names, resolve
-from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
 from gistselect.run.config import RunConfig
 from gistselect.streams import Stream, generator
@@ -201,21 +198,6 @@ def test_less_without_moments_says_what_to_do(config: dict[str, Any], tmp_path: 
         (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ConfigError, match="moments"):
         run(config, representation=("less",), adapter=bare, output=tmp_path / "again")
-
-
-@pytest.mark.parametrize("name", names("representation"))
-def test_conformance(name: str, config: dict[str, Any], tiny_encoder: Path) -> None:
-    config["encoder"] = str(tiny_encoder)
-    kind: type[Representation] = resolve("representation", name)
-    one = parse(name, RunConfig.from_values(config))
-    assert isinstance(one, kind)
-    assert pickle.loads(pickle.dumps(one)) == one
-    assert hash(one) == hash(parse(name, RunConfig.from_values(config)))
-    assert kind.name == name
-    assert kind.title
-    assert kind.definition
-    assert kind.unscored
-    json.dumps([one.fit_inputs, one.pool_inputs, one.score_inputs])
 
 
 def test_options_of_a_specification() -> None:
