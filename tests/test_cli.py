@@ -172,3 +172,10 @@ def test_every_option_says_what_it_is_for() -> None:
         # An option of a configuration within another must not be described by what holds it.
         of = dict(said)
         assert [option for option, text in said if "." in option and text == of.get(option.rpartition(".")[0])] == []
+
+
+@pytest.mark.parametrize("engine", [["--engine", "local"], ["--engine=local"], ["--engine-kind", "local"]])
+def test_an_engine_and_its_options_stand_side_by_side(engine: list[str], arguments: list[str], tmp_path: Path) -> None:
+    main([*arguments, *engine, "--devices", "auto", "--engine.batch-tokens", "4096", "--until", "ingest"])
+    written = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
+    assert (written["engine_kind"], written["devices"], written["engine"]["batch_tokens"]) == ("local", "auto", 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -267,11 +268,16 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     Terminal().print(table)
 
 
+_ENGINE = re.compile(r"^--engine(?=$|=)")
+"""`--engine local` beside `--engine.batch-tokens 4096`, which the parser takes for one option and its fields."""
+
+
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(help="YAML file of options; flags come on top.")] = None,
 ) -> None:
+    tokens = tuple(_ENGINE.sub("--engine-kind", token) for token in tokens)
     source = config or _stored_config(tokens)
     app.config = ()
     if source is not None and tokens:

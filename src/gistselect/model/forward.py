@@ -33,6 +33,8 @@ Result = TypeVar("Result")
 
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 PREFETCH = 2
+GROW_AFTER = 8
+"""Pieces of work that fit in memory before batches grow again."""
 PROBE_LENGTHS = (5, 12, 9)
 PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Allowed relative difference between our loss and the model's own."""
@@ -59,6 +61,9 @@ class Forward:
         self.precise = torch.promote_types(language_model.dtype, torch.float32)
         """Number format of losses."""
         self.batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS.get(self.device.type, DEFAULT_BATCH_TOKENS["cuda"])
+        self._budget = self._room = self.batch_tokens
+        """Tokens a batch as they should be, and as memory has allowed of late."""
+        self._calm = 0
         self.vocabulary: int = self.causal.get_input_embeddings().weight.shape[0]
         self._within = within
         self._attention = SegmentAttention()
@@ -144,7 +149,7 @@ class Forward:
         return self.causal.base_model(**inputs)[0].flatten(0, 1)
 
     def retried(self, longest: int, attempt: Callable[[], Result], remedy: str) -> Result:
-        """`attempt()`, again with half the tokens a batch whenever memory runs out.
+        """`attempt()`, again with half the tokens a batch whenever memory runs out (see `begin`).
 
         Raises `ModelError` with the remedy if batches of the longest example, in tokens, are too large already.
         """
@@ -156,7 +161,18 @@ class Forward:
                     raise ModelError(f"not enough memory for one example of {longest} tokens; use {remedy}.") from error
             torch.cuda.empty_cache()
             self.batch_tokens //= 2
+            self._room, self._calm = self.batch_tokens, 0
             log.warning("out of memory: batches of at most %d tokens from here on", self.batch_tokens)
+
+    def begin(self, share: float = 1.0) -> None:
+        """A new piece of work, which may use a part of the token budget.
+
+        After memory ran out batches stay small for `GROW_AFTER` pieces of work, and are then twice as large again.
+        """
+        self._calm += 1
+        if self._calm > GROW_AFTER and self._room < self._budget:
+            self._room, self._calm = min(self._budget, 2 * self._room), 0
+        self.batch_tokens = max(1, min(self._room, int(self._budget * share)))
 
     # --- choosing how -------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ LIVE = "<live model>"
 """Stands for a model that was given as an object, which no file can name."""
 DRAWN = ("random", "length", "full")
 """Baselines that are drawn without a score."""
-OF_THIS_CALL = frozenset({"until", "strict", "if_busy"})
+OF_THIS_CALL = frozenset({"until", "strict", "if_busy", "lost_shards"})
 """Options that a later command on the same folder does not inherit."""
 
 
@@ -78,6 +78,19 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
 
     engine: Annotated[EngineConfig, Parameter(group=ENGINE)] = EngineConfig()
     """Batches and memory of the gradient passes."""
+    engine_kind: Annotated[Literal["inline", "local"], Parameter(group=ENGINE)] = "inline"
+    """Who does the work, for which --engine is short: this process (inline), or one worker process a device (local),
+    whose failure costs no more than what it was at. Results are the same."""
+    devices: Annotated[str, Parameter(group=ENGINE)] = "auto"
+    """With --engine local: numbers of GPUs (0,1), cpu:N for N workers on this machine's cores, or auto: all GPUs. A
+    single device that auto finds is used without a worker process."""
+    shard_attempts: Annotated[int, Parameter(group=ENGINE)] = Field(default=3, ge=1)
+    """Times that a part of the work (1,024 pool rows) is tried, on different workers where there are several."""
+    shard_time_limit: Annotated[float | None, Parameter(group=ENGINE)] = Field(default=None, gt=0)
+    """Seconds after which a worker counts as hung; by default ten times what the slowest part so far took for its
+    size, at least five minutes, and an hour before any is done."""
+    lost_shards: Annotated[Literal["stop", "quarantine"], Parameter(group=ENGINE)] = "stop"
+    """Rows of a part that failed every time: stop with their names, or list them in quarantine.jsonl and go on."""
 
     finetune: Annotated[TrainingConfig, Parameter(group=EVALUATION)] = TrainingConfig()
     """Fine-tuning on the selection."""
@@ -145,6 +158,17 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
         if min(value) < 0:
             raise ValueError("seeds must not be negative")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_by_name(cls, values: Any) -> Any:
+        """`engine="local"` says who does the work; a mapping of that name, how gradients are computed."""
+        if isinstance(values, dict) and isinstance(values.get("engine"), str):
+            return {
+                **{name: value for name, value in values.items() if name != "engine"},
+                "engine_kind": values["engine"],
+            }
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

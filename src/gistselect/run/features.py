@@ -11,6 +11,7 @@ from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.interface import Reads
 from gistselect.run.cells import Cell, Checkpoint, Column, Fit, Preparation
 from gistselect.run.engine import Engine
+from gistselect.run.fitting import Fits, announce, tell
 from gistselect.run.passes import Pass
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources, SourceSpec
@@ -61,16 +62,31 @@ class Features:
         cells = [cell for cell in self.cells if not cell.features.is_complete or not _measured(cell)]
         for (reads, checkpoint), fits, here in _by_source(pending, cells):
             source = self.source(reads, checkpoint)
-            for one in _preparations(fits):
-                if not one.artifact.is_complete:
-                    self._prepare(one, source, sources, reporter)
-            for fit in fits:
-                self._fit(fit, source, sources, reporter)
+            self._from_queries(source, fits, reporter, engine, sources)
             if here:
                 for artifact in Pass(source=source, cells=tuple(here)).outputs:
                     artifact.begin()
                 engine.run(Pass(source=source, cells=tuple(here)), _pass_name(reads, checkpoint, here), reporter)
         sources.close()
+
+    def _from_queries(
+        self, source: SourceSpec, fits: Sequence[Fit], reporter: Reporter, engine: Engine, sources: Sources
+    ) -> None:
+        """What the pool and the queries determine: in this process with a count of passes, or on several workers."""
+        preparations = [one for one in _preparations(fits) if not one.artifact.is_complete]
+        if not engine.parallel:
+            for one in preparations:
+                self._prepare(one, source, sources, reporter)
+            for fit in fits:
+                self._fit(fit, source, sources, reporter)
+            return
+        if preparations:
+            engine.run(Fits(source=source, parts=tuple(preparations)), "what all targets share", reporter)
+        if fits:
+            for fit in fits:
+                announce(fit, reporter)
+            engine.run(Fits(source=source, parts=tuple(fits)), "queries", reporter)
+            tell(fits, reporter)
 
     def source(self, reads: Reads, checkpoint: Checkpoint | None) -> SourceSpec:
         """What a pass of that kind reads; the checkpoint must exist."""
@@ -94,13 +110,8 @@ class Features:
                 preparation.save(source, spec.rows)
 
     def _fit(self, fit: Fit, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
+        announce(fit, reporter)
         queries = fit.queries
-        n_groups = len(queries.group_names)
-        where = f" at {fit.checkpoint.name}" if fit.checkpoint else ""
-        reporter.say(
-            f"{fit.representation.title}, target {queries.target}{where}: {len(queries.records):,} queries in "
-            f"{n_groups} group{'s' * (n_groups != 1)}."
-        )
         n_tokens = sum(example.n_tokens for example in queries.examples)
         fit.artifact.begin()
         with fit.artifact.timed():
@@ -108,12 +119,7 @@ class Features:
             total = n_tokens * fit.representation.passes(len(queries.examples), source) if n_tokens else None
             with reporter.step("queries", total=total, unit="tokens") as step, sources.listening(step.advance):
                 fit.save(source)
-        facts = fit.artifact.facts
-        if "rank" in facts:
-            reporter.say(
-                f"  subspace: rank {facts['rank']} of {facts['queries']} keeps {facts['explained_variance']:.1%} of "
-                "the gradient variance."
-            )
+        tell([fit], reporter)
 
 
 def _preparations(fits: Sequence[Fit]) -> list[Preparation]:

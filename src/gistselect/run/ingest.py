@@ -7,8 +7,6 @@ are made from records, so a second tokenizer reads no pool file again. Both hold
 from __future__ import annotations
 
 import itertools
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from gistselect.data.templates import Template
+    from gistselect.run.engine import Engine
 
 RECORDS_VERSION = 1
 TOKENS_VERSION = 2
@@ -63,10 +62,6 @@ TOKENS_SCHEMA = pa.schema(
     }
 )
 IDENTITY = ["id", "source", "row"]
-KEPT_REASONS, REASON_LENGTH = 20, 200
-"""Kinds of reasons that are counted, and their characters."""
-_PLACE = re.compile(r"^[^\n]*?, (?:line|row|object|item) \d+: ")
-"""The file and the place at which a reason begins."""
 COUNTS = ["n_tokens", "n_supervised", "n_cut"]
 
 
@@ -217,7 +212,7 @@ class ReadPool:
         with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
             rows = iter(self.pool.rows())
             while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
-                described = [_identity(row) | _place(row.place) for row in batch]
+                described = [identity(row) | _place(row.place) for row in batch]
                 for row, columns in zip(batch, described, strict=True):
                     if isinstance(row, Record):
                         columns["conversation"] = record_json(row)
@@ -250,43 +245,25 @@ class Tokenise:
     def rows(self) -> TokenRows:
         return TokenRows(self.artifact)
 
-    def run(self, reporter: Reporter) -> None:
+    def run(self, reporter: Reporter, engine: Engine) -> None:
         """Tokenise the records, or find that done; only what is missing is made."""
-        artifact, source = self.artifact, self.records.rows
-        if artifact.is_complete:
+        from gistselect.run.tokenising import Tokenising
+
+        if self.artifact.is_complete:
             return
-        artifact.begin()
-        with artifact.timed(), reporter.step("tokenise", total=source.facts["n_rows"], unit="rows") as step:
-            for shard in range(source.n_shards):
-                if not artifact.shard(shard).is_file():
-                    write_table(artifact.shard(shard), self._shard(shard))
-                step.reach(min((shard + 1) * SHARD_ROWS, source.facts["n_rows"]))
-        artifact.complete(n_shards=source.n_shards, **_count(artifact, source.n_shards))
-
-    def _shard(self, shard: int) -> pa.Table:
-        from gistselect.data.tokens import encode
-
-        records, rejected = self.records.rows.split_records(shard)
-        encoded = encode(records, self.template, self.tokenizer, self.max_length)
-        rows = [{**_identity(one), "n_tokens": 0, "n_supervised": 0, "n_cut": 0} for one in rejected]
-        for record, outcome in zip(records, encoded, strict=True):
-            if isinstance(outcome, Rejected):
-                rows.append({**_identity(outcome), "n_tokens": 0, "n_supervised": 0, "n_cut": 0})
-            else:
-                rows.append(
-                    {
-                        **_identity(record),
-                        "n_tokens": outcome.n_tokens,
-                        "n_supervised": outcome.n_supervised,
-                        "n_cut": outcome.n_cut,
-                        "input_ids": outcome.input_ids,
-                        "supervised": outcome.supervised,
-                    }
-                )
-        return pa.Table.from_pylist(sorted(rows, key=lambda row: row["row"]), schema=TOKENS_SCHEMA)
+        self.artifact.begin()
+        job = Tokenising(
+            records=self.records.rows,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            max_length=self.max_length,
+            artifact=self.artifact,
+        )
+        with self.artifact.timed():
+            engine.run(job, "tokenise", reporter)
 
 
-def _identity(row: Record | Rejected) -> dict[str, Any]:
+def identity(row: Record | Rejected) -> dict[str, Any]:
     return {"id": row.id, "source": row.source, "row": row.row, "reason": getattr(row, "reason", None)}
 
 
@@ -294,35 +271,6 @@ def _place(place: Place | None) -> dict[str, int]:
     if place is None:
         raise ArtifactMismatchError("a row of the pool does not know its place; this is a defect of its reader.")
     return {"part": place.part, "offset": place.offset, "length": place.length, "crc": place.crc}
-
-
-def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
-    """Counts over all shards, and the tokens of each."""
-    totals: dict[str, int] = dict.fromkeys(
-        ("n_rows", "n_usable", "n_rejected", "n_tokens", "n_supervised", "n_truncated", "longest"), 0
-    )
-    tokens_of_shards = []
-    reasons: Counter[str] = Counter()
-    for index in range(n_shards):
-        table = read_table(artifact.shard(index), [*COUNTS, "reason"])
-        n_rejected = table.num_rows - table["reason"].null_count
-        lengths = table["n_tokens"].to_numpy()
-        tokens_of_shards.append(int(lengths.sum()))
-        reasons.update(map(kind_of_reason, table["reason"].drop_null().to_pylist()))
-        totals["n_rows"] += table.num_rows
-        totals["n_rejected"] += n_rejected
-        totals["n_usable"] += table.num_rows - n_rejected
-        totals["n_tokens"] += tokens_of_shards[-1]
-        totals["n_supervised"] += int(table["n_supervised"].to_numpy().sum())
-        totals["n_truncated"] += int((table["n_cut"].to_numpy() > 0).sum())
-        totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
-    common = dict(reasons.most_common(KEPT_REASONS))
-    return {**totals, "tokens_of_shards": tokens_of_shards, "reasons": common}
-
-
-def kind_of_reason(reason: str) -> str:
-    """A reason without its place and its numbers, so that rows of one fault count together."""
-    return re.sub(r"\d+(?:[.,]\d+)*", "N", _PLACE.sub("", reason, count=1))[:REASON_LENGTH]
 
 
 def refuse_unusable(rows: Rows, *, strict: bool) -> None:

@@ -21,7 +21,7 @@ from gistselect.representations.interface import Features, GradientSource, Hidde
 from gistselect.run.cells import Cell
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.sources import Sources, SourceSpec
-from gistselect.run.store import Artifact, read_table, write_table
+from gistselect.run.store import Artifact, read_schema, read_table, write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,88 @@ class Pass:
         measured = dict.fromkeys(cell.measured for cell in self.cells if cell.measured is not None)
         return (*(cell.features for cell in self.cells), *measured)
 
-    def pending(self, shard: int) -> bool:
+    @property
+    def unit(self) -> str:
+        """What `amounts` counts."""
+        return self.source.rows.unit
+
+    @property
+    def amounts(self) -> list[int]:
+        """How much there is to read in each shard."""
+        return self.source.rows.amounts
+
+    @property
+    def needs_live_model(self) -> bool:
+        """See `SourceSpec`."""
+        return self.source.needs_live_model
+
+    def pending(self, index: int) -> bool:
         """Whether some output of this shard is missing."""
-        return not all(artifact.shard(shard).is_file() for artifact in self.outputs)
+        return not all(artifact.shard(index).is_file() for artifact in self.outputs)
+
+    def open(self, sources: Sources) -> None:
+        """Load the model."""
+        sources.open(self.source)
+
+    def do(self, index: int, sources: Sources) -> None:
+        """See `work`."""
+        work(self, index, sources)
+
+    def describe(self, index: int) -> str:
+        """The rows of a shard by number and id."""
+        table = self.source.rows.table(index, ["row", "id"])
+        rows, ids = table["row"], table["id"]
+        if not len(rows):
+            return f"shard {index}, without a usable row"
+        return f"shard {index}, pool rows {rows[0]} to {rows[-1]}, ids {ids[0].as_py()!r} to {ids[-1].as_py()!r}"
+
+    def give_up(self, index: int, reason: str) -> bool:
+        """Leave not-a-number for every row of a shard, with the reason, so that scoring lists them as lost."""
+        rows = self.source.rows.table(index, ["row"])["row"].to_numpy()
+        missing = [cell for cell in self.cells if not cell.features.shard(index).is_file()]
+        widths = [self._width(cell) for cell in missing]
+        if None in widths:
+            return False
+        for cell, width in zip(missing, widths, strict=True):
+            lost = _features_table(rows, np.full((len(rows), width or 0), np.nan, dtype=np.float32))
+            write_table(cell.features.shard(index), lost.replace_schema_metadata({LOST: reason}))
+        names = _MEASURED[self.source.reads]
+        for artifact in dict.fromkeys(cell.measured for cell in self.cells if cell.measured is not None):
+            if not artifact.shard(index).is_file():
+                columns = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in names}
+                write_table(artifact.shard(index), pa.table({"row": rows, **columns}))
+        return True
+
+    def _width(self, cell: Cell) -> int | None:
+        """Numbers that a cell keeps of a row, as some shard of it has them; None if there is none."""
+        for shard in range(len(self.amounts)):
+            if (path := cell.features.shard(shard)).is_file():
+                return read_schema(path).field("features").type.list_size
+        return None
+
+    def complete(self) -> None:
+        """Mark all outputs as done.
+
+        Raises `ArtifactMismatchError` if a shard is missing: coverage is proved at the end.
+        """
+        n_shards = len(self.amounts)
+        for artifact in self.outputs:
+            if missing := [shard for shard in range(n_shards) if not artifact.shard(shard).is_file()]:
+                raise ArtifactMismatchError(f"{artifact.folder} lacks shard {missing[0]} of {n_shards}; run again.")
+            if not artifact.is_complete:
+                artifact.complete(n_shards=n_shards)
+
+
+LOST = b"lost"
+"""Key of the reason for which a shard's rows were given up, in the metadata of its table."""
+_MEASURED = {"gradient": ("loss", "n_supervised", "gradient_norm"), "hidden": ("loss",), "text": ()}
+"""Columns of what is measured of every row, in a pass of each kind."""
+
+
+def lost_because(cell: Cell, shard: int) -> str | None:
+    """Why the rows of a shard were given up; None if they were not."""
+    reason = (read_schema(cell.features.shard(shard)).metadata or {}).get(LOST)
+    return reason.decode() if reason else None
 
 
 def work(job: Pass, shard: int, sources: Sources) -> None:
@@ -154,12 +233,3 @@ def _places(stored: NDArray[np.int64], rows: NDArray[np.int64], artifact: Artifa
     if len(at) and (at.max(initial=0) >= len(stored) or not (stored[at] == rows).all()):
         raise ArtifactMismatchError(f"{artifact.folder} holds other rows than the pool; delete it and run again.")
     return at
-
-
-def complete(job: Pass, n_shards: int) -> None:
-    """Mark all outputs as done. Raises `ArtifactMismatchError` if a shard is missing: coverage is proved at the end."""
-    for artifact in job.outputs:
-        if missing := [shard for shard in range(n_shards) if not artifact.shard(shard).is_file()]:
-            raise ArtifactMismatchError(f"{artifact.folder} lacks shard {missing[0]} of {n_shards}; run again.")
-        if not artifact.is_complete:
-            artifact.complete(n_shards=n_shards)

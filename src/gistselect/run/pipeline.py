@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.run.config import RunConfig, Stage
-from gistselect.run.engine import Inline
+from gistselect.run.engine import Engine
 from gistselect.run.features import Features
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
@@ -25,6 +25,7 @@ from gistselect.run.results import (
     write_rejected_queries,
 )
 from gistselect.run.sources import Sources
+from gistselect.run.staffing import opened
 from gistselect.run.store import locked
 from gistselect.run.warmup import WarmUp
 
@@ -45,7 +46,8 @@ def execute(
         if not (config.output / RUN_YAML).exists():
             remember(config)
         clock = Clock()
-        counts = _carry_out(plan, config, reporter, clock, Sources(live))
+        with opened(config, live) as (engine, sources):
+            counts = _carry_out(plan, config, reporter, clock, sources, engine)
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
     reporter.say(f"Results are in {config.output}")
@@ -60,9 +62,11 @@ def _given_back(live: LanguageModel | None) -> AbstractContextManager[None]:
     return restored(live.model)
 
 
-def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources) -> dict[str, Any]:
+def _carry_out(
+    plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources, engine: Engine
+) -> dict[str, Any]:
     """Do what the plan needs; the counts of the stages that ran."""
-    prepare(plan, config, reporter, clock, sources)
+    prepare(plan, config, reporter, clock, sources, engine)
     counts: dict[str, Any] = {}
     if plan.goes_to("score"):
         with clock("score"):
@@ -80,15 +84,15 @@ def _carry_out(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, 
     return counts
 
 
-def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources) -> None:
+def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources, engine: Engine) -> None:
     """Everything before scores: the pool read, the warm-up, and what the passes keep of every row."""
     write_rejected_queries(plan.targets, config.output)
     with clock("ingest"):
         plan.records.run(reporter)
         if plan.tokens:
-            plan.tokens.run(reporter)
+            plan.tokens.run(reporter, engine)
         if plan.finetune_tokens:
-            plan.finetune_tokens.run(reporter)
+            plan.finetune_tokens.run(reporter, engine)
         refuse_unusable(plan.candidates, strict=config.strict)
     reporter.say(forecast(plan, config))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
@@ -97,9 +101,11 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
     if plan.goes_to("features"):
         with clock("features"):
             try:
-                plan.features.run(reporter, Inline(sources), sources)
+                plan.features.run(reporter, engine, sources)
             finally:
+                # What comes next wants the memory of the devices.
                 sources.close()
+                engine.close()
 
 
 def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gistselect.files import json_line, replacing
 from gistselect.representations.interface import Fitted, Representation, Scores
 from gistselect.run.cells import Column, load_fit
 from gistselect.run.ingest import COUNTS, IDENTITY, RecordRows, TokenRows
-from gistselect.run.passes import read_features
+from gistselect.run.passes import lost_because, read_features
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, table_writer
 from gistselect.run.warmup import Given, WarmUp
@@ -127,7 +127,9 @@ class Score:
         for name in scored[0][0].columns:
             stacked = np.stack([one.columns[name][finite] for one, _ in scored], axis=1)
             columns[name] = np.take_along_axis(stacked, owner[:, None], axis=1)[:, 0]
-        rejected += [Rejected(**row, reason=self.representation.unscored) for row in lost.select(IDENTITY).to_pylist()]
+        given_up = (lost_because(cell, shard) for target in targets for _, cell in target.column.entries)
+        reason = next(filter(None, given_up), self.representation.unscored) if lost.num_rows else ""
+        rejected += [Rejected(**row, reason=reason) for row in lost.select(IDENTITY).to_pylist()]
         return pa.table(columns), rejected
 
     def _check_strict(self) -> None:

@@ -33,6 +33,11 @@ class SourceSpec:
     tokens: Artifact | None
 
     @property
+    def needs_live_model(self) -> bool:
+        """Whether the model was given as an object, which cannot leave its process."""
+        return self.model is None and self.reads != "text"
+
+    @property
     def rows(self) -> RecordRows | TokenRows:
         """The rows that a pass over this source goes through."""
         if self.reads == "text":
@@ -50,6 +55,8 @@ class Sources:
         self._listener: Callable[[int], None] | None = None
         self._collectors: dict[str, Any] = {}
         self._until_closed = ExitStack()
+        self.share = 1.0
+        """Part of the token budget that the next shard may use."""
 
     @contextmanager
     def listening(self, listener: Callable[[int], None]) -> Iterator[None]:
@@ -68,7 +75,12 @@ class Sources:
         if self._opened is None or self._opened[0] != spec:
             self.close()
             self._opened = (spec, self._make(spec))
-        return self._opened[1]
+        source = self._opened[1]
+        if isinstance(source, GradientSource):
+            source.engine.forward.begin(self.share)
+        elif isinstance(source, HiddenSource):
+            source.forward.begin(self.share)
+        return source
 
     def collector(self, cell: Cell, source: Any) -> Any:
         """The collector of a cell, made once: what was fitted is read once."""

@@ -184,8 +184,13 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 def read_names(path: Path) -> list[str]:
     """Names of a table's columns. Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    return read_schema(path).names
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Names, types and metadata of a table. Raises `ArtifactMismatchError` if the file is missing or damaged."""
     try:
-        return pq.read_schema(path).names
+        return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
 

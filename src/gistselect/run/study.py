@@ -21,7 +21,7 @@ from gistselect.run.plan import Plan, make_plans
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import remember
 from gistselect.run.scoring import SCORES
-from gistselect.run.sources import Sources
+from gistselect.run.staffing import opened
 from gistselect.run.store import locked, read_batches
 from gistselect.run.study_config import STUDY_YAML, Combination, StudyConfig
 from gistselect.run.study_report import write_report
@@ -113,8 +113,8 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
         together, plans = make_plans(config, [one.config for one in combinations], "evaluate")
         if not (config.output / STUDY_YAML).exists():
             remember(config, STUDY_YAML)
-        sources = Sources(None)
-        prepare(together, config, reporter, Clock(), sources)
+        with opened(config, None) as (engine, sources):
+            prepare(together, config, reporter, Clock(), sources, engine)
         findings: list[Finding] = []
         chosen: list[Chosen] = []
         for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):

@@ -1,0 +1,46 @@
+"""The engine that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gistselect.errors import ConfigError
+from gistselect.run.config import LIVE, RunConfig
+from gistselect.run.engine import Engine, Inline, Scheduled
+from gistselect.run.scheduling import Limits
+from gistselect.run.sources import Sources
+
+if TYPE_CHECKING:
+    from gistselect.model.loading import LanguageModel
+
+
+@contextmanager
+def opened(config: RunConfig, live: LanguageModel | None) -> Iterator[tuple[Engine, Sources]]:
+    """The engine that a configuration asks for, and this process's own sources; both are closed after the block.
+
+    A single device that nobody named is used in this process. Raises `ConfigError` for devices that are not there, or
+    a live model that would have to leave this process.
+    """
+    sources = Sources(live)
+    engine = _engine(config, sources)
+    try:
+        yield engine, sources
+    finally:
+        engine.close()
+        sources.close()
+
+
+def _engine(config: RunConfig, sources: Sources) -> Engine:
+    if config.engine_kind == "inline":
+        return Inline(sources)
+    if config.model == LIVE:
+        raise ConfigError("a model given as an object cannot leave its process; leave out --engine.")
+    from gistselect.run.local import LocalCrew, devices
+
+    names = devices(config.devices, cuda=config.device in ("auto", "cuda"))
+    if len(names) == 1 and config.devices == "auto":
+        return Inline(sources)
+    limits = Limits(attempts=config.shard_attempts, seconds=config.shard_time_limit)
+    return Scheduled(LocalCrew(names), limits, quarantine=config.lost_shards == "quarantine")
