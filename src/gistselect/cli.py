@@ -20,6 +20,7 @@ from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
+from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
 from gistselect.terminal import Terminal
 
 EXAMPLES = """
@@ -183,6 +184,27 @@ def compare(*, config: StudyConfig) -> None:
 
 
 @app.command
+def validate(*, config: ValidateConfig) -> None:
+    """How far scores can be trusted: do they predict losses, do the best rows matter, are planted rows found?
+
+    The same command on the same folder continues. Writes validation.md, validation.json and charts.
+
+    Typical use:
+
+        gistselect validate --model ./model --pool pool.jsonl --target gsm8k --data-dir data \\
+          --representation gist less bm25 --output trust/a
+        gistselect validate --model ./model --pool pool.jsonl --target gsm8k --data-dir data \\
+          --measures lds --subsets 50 --validation-rows 1000 --output trust/b
+    """
+    from gistselect.run.progress import Reporter
+    from gistselect.run.validating import trust_rows
+    from gistselect.run.validating import validate as measure
+
+    _quiet_libraries()
+    print_table("How far the scores can be trusted", trust_rows(measure(config, Reporter())))
+
+
+@app.command
 def export(
     folder: Path,
     *,
@@ -288,8 +310,9 @@ def _with_config(
 
 def _stored_config(tokens: Sequence[str]) -> Path | None:
     """The options in the output folder, if the command takes one and has been run there before."""
-    name = STUDY_YAML if tokens[:1] == ("compare",) else RUN_YAML
-    if not tokens or tokens[0] not in {"run", "warmup", "features", "score", "select", "compare"}:
+    stages = dict.fromkeys(("run", "warmup", "features", "score", "select"), RUN_YAML)
+    name = {**stages, "compare": STUDY_YAML, "validate": VALIDATE_YAML}.get(tokens[0]) if tokens else None
+    if name is None:
         return None
     for token, value in zip(tokens, [*tokens[1:], ""], strict=True):
         folder = (

@@ -45,6 +45,12 @@ class Stream(IntEnum):
     """Rows outside a prefilter that are scored all the same, to measure what it lost."""
     GUMBEL = 14
     """Noise on importance weights (DSIR)."""
+    VALIDATION_SUBSET = 15
+    """Pool rows of a random subset, to compare predicted with real losses; followed by its number."""
+    VALIDATION_REMOVAL = 16
+    """Random rows to leave out of a training; followed by the training's seed."""
+    PLANTED = 17
+    """Rows that are spoilt or made up, and among which others they are hidden."""
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

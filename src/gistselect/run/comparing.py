@@ -82,7 +82,7 @@ class Compare:
             return []
         measured: dict[str, list[list[ItemValues]]] = {}
         for arm_name, name, adapter, training in trained:
-            values = [self._loss(target, name, adapter, training, reporter) for target in self.heldout]
+            values = [measured_loss(self.recipe, target, name, adapter, training, reporter) for target in self.heldout]
             values += self._protocols(name, adapter, training, reporter)
             measured.setdefault(arm_name, []).append(values)
         costs = self.costs()
@@ -114,31 +114,6 @@ class Compare:
             level=self.evaluation.level,
         )
         return replace(comparison, scored_by=self.scored_by, trained=self.trained)
-
-    def _loss(
-        self, target: Target, name: str, adapter: Path | None, training: str | None, reporter: Reporter
-    ) -> ItemValues:
-        """Target loss of one model on the held-out items of one target."""
-        queries = target.queries
-        artifact = self.recipe.store.artifact(
-            "losses", LOSSES_VERSION, **self.recipe.model_inputs, training=training, items=target.digest
-        )
-        if not artifact.is_complete:
-            from gistselect.evaluation.target_loss import target_losses
-
-            artifact.begin()
-            with reporter.step(f"{queries.target} loss, {name}", total=len(queries.examples), unit="items") as step:
-                losses = target_losses(_model(self.recipe, adapter), queries.examples, queries.groups, step.reach)
-            columns = {"id": [one.id for one in losses], LOSS: [one.loss for one in losses], "group": queries.groups}
-            write_table(artifact / "losses.parquet", pa.table(columns))
-            artifact.complete(items=len(losses))
-        return item_values(
-            queries.target,
-            LOSS,
-            read_table(artifact / "losses.parquet").to_pylist(),
-            average=task_facts(queries.target).average,
-            higher_is_better=False,
-        )
 
     def _protocols(self, name: str, adapter: Path | None, training: str | None, reporter: Reporter) -> list[ItemValues]:
         """The first metric of each task that was asked for."""
@@ -234,6 +209,32 @@ def plan_comparison(
         tasks_key=tasks_key,
         evaluation=evaluation,
         seed=config.seed,
+    )
+
+
+def measured_loss(
+    recipe: Recipe, target: Target, name: str, adapter: Path | None, training: str | None, reporter: Reporter
+) -> ItemValues:
+    """Target loss of one model on the held-out items of one target."""
+    queries = target.queries
+    artifact = recipe.store.artifact(
+        "losses", LOSSES_VERSION, **recipe.model_inputs, training=training, items=target.digest
+    )
+    if not artifact.is_complete:
+        from gistselect.evaluation.target_loss import target_losses
+
+        artifact.begin()
+        with reporter.step(f"{queries.target} loss, {name}", total=len(queries.examples), unit="items") as step:
+            losses = target_losses(_model(recipe, adapter), queries.examples, queries.groups, step.reach)
+        columns = {"id": [one.id for one in losses], LOSS: [one.loss for one in losses], "group": queries.groups}
+        write_table(artifact / "losses.parquet", pa.table(columns))
+        artifact.complete(items=len(losses))
+    return item_values(
+        queries.target,
+        LOSS,
+        read_table(artifact / "losses.parquet").to_pylist(),
+        average=task_facts(queries.target).average,
+        higher_is_better=False,
     )
 
 

@@ -110,11 +110,13 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
     """
     with locked(config.output, config.if_busy, reporter.say):
         combinations = config.variants()
-        together, plans = make_plans(config, [one.config for one in combinations], "evaluate")
+        first = combinations[0].config
+        shared = config.model_copy(update={"budget": first.budget, "selector": first.selector})
+        together, plans = make_plans(shared, [one.config for one in combinations], "evaluate")
         if not (config.output / STUDY_YAML).exists():
             remember(config, STUDY_YAML)
         with opened(config, None) as (engine, sources):
-            prepare(together, config, reporter, Clock(), sources, engine)
+            prepare(together, shared, reporter, Clock(), sources, engine)
         findings: list[Finding] = []
         chosen: list[Chosen] = []
         for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):
