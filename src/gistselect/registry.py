@@ -25,6 +25,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ekfac": "gistselect.representations.ekfac:EKFAC",
         "rds": "gistselect.representations.rds:RDS",
         "loss_drop": "gistselect.representations.loss_drop:LossDrop",
+        "perplexity": "gistselect.representations.perplexity:Perplexity",
         "bm25": "gistselect.representations.bm25:BM25",
         "embedding": "gistselect.representations.embedding:Embedding",
         "dsir": "gistselect.representations.dsir:DSIR",
