@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -22,6 +23,7 @@ from gistselect.representations.interface import Features, Queries, Representati
 from gistselect.representations.length import Length, _bins
 from gistselect.representations.random import Random
 from gistselect.types import Message, Record
+from tiny_runs import RecordingReporter, run, write_pool, write_target
 
 WORDS = ["a", "cat", "and", "the", "dog", "saw", "rain", "over", "seven", "hills,", "東京都の人口", "größer", "ten"]
 
@@ -121,6 +123,21 @@ def test_noise_of_dsir_draws_in_proportion_to_the_weights() -> None:
     )
     share = np.exp(plain) / np.exp(plain).sum()
     assert chisquare([first[row] for row in range(3)], share * 600).pvalue > 1e-3
+
+
+def test_the_manifest_and_the_summary_say_what_a_score_is(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool.jsonl")
+    values = {
+        "pool": (str(tmp_path / "pool.jsonl"),),
+        "target": (str(write_target(tmp_path / "sums.jsonl")),),
+        "output": tmp_path / "run",
+        "representation": ("bm25", "dsir:noise=false"),
+    }
+    reporter = RecordingReporter()
+    methods = json.loads((run(values, reporter) / "manifest.json").read_text(encoding="utf-8"))["methods"]
+    assert methods["bm25"] == {"title": "BM25", "score": BM25.definition}
+    assert methods["dsir-noise-false"]["score"] == DSIR.definition
+    assert any(BM25.definition in text for text in reporter.said)
 
 
 def test_dsir_without_a_word_in_a_group_says_which() -> None:

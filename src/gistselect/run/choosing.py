@@ -105,11 +105,12 @@ class Select:
             f"{self.score.representation.title} selected {chosen.total():,} of {of_pool.total():,} rows. Sources, "
             "share of the selection (of the pool):"
         ]
+        score = f"Its score: {self.score.representation.definition}."
         for source, count in sorted(chosen.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_SOURCES]:
             lines.append(f"  {source:<24} {count / chosen.total():6.1%}  ({of_pool[source] / of_pool.total():.1%})")
         if len(chosen) > SHOWN_SOURCES:
             lines.append(f"  and {len(chosen) - SHOWN_SOURCES} more sources")
-        return "\n".join(lines)
+        return "\n".join([*lines, score])
 
 
 def refuse_unfit(options: SelectionOptions, representation: Representation) -> None:

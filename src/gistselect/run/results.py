@@ -147,6 +147,10 @@ def write_manifest(
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "seed": seed,
             **plan.described,
+            "methods": {
+                method.label: {"title": method.representation.title, "score": method.representation.definition}
+                for method in plan.methods
+            },
             "pool": plan.candidates.facts,
             "found": plan.records.rows.facts["found"],
             "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
