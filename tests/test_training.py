@@ -198,6 +198,13 @@ def test_resume_gives_the_same_bits(language_model, trained, tmp_path: Path, at_
         assert ours.moments.read_bytes() == theirs.moments.read_bytes()
 
 
+def test_the_adapters_configuration_does_not_depend_on_the_process(trained) -> None:
+    for one in trained[0].checkpoints:
+        layers = json.loads((one.path / "adapter_config.json").read_text())["target_modules"]
+        assert len(layers) > 1
+        assert layers == sorted(layers)
+
+
 def test_a_half_written_checkpoint_is_not_trusted(language_model, trained, tmp_path: Path) -> None:
     def interrupt(done: int, total: int, facts: dict[str, float]) -> None:
         if done == 8:

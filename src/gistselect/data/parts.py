@@ -148,5 +148,5 @@ def readable(name: str) -> Iterator[None]:
     """Failures of reading become a `DataError` that names the part."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
         raise DataError(f"cannot read {name}: {error}. Check that the file is complete and not damaged.") from error

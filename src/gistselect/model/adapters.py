@@ -79,7 +79,7 @@ def attach_adapter(
 
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+        lora_alpha=float(config.alpha),  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
         target_modules=_targets(config.target_modules or attention_projections(language_model.model)),
         exclude_modules=_other_towers(language_model.model),

@@ -17,7 +17,7 @@ from gistselect.run.ingest import SHARD_ROWS, TokenRows
 from gistselect.run.passes import read_features
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources, SourceSpec
-from gistselect.run.store import Artifact
+from gistselect.run.store import Artifact, verify
 from gistselect.streams import Stream, generator
 
 VERSION = 1
@@ -71,6 +71,7 @@ class Agreement:
     def measured(self, share: float) -> dict[str, dict[str, Any]]:
         """Spearman correlation, and the share of the best `share` of the sample that both agree on, by
         `<target>/<checkpoint>`."""
+        verify(self.artifact / FILE)
         scores = load_file(self.artifact / FILE)
         facts = self.artifact.facts
         return {

@@ -20,7 +20,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
 from gistselect.run.progress import Reporter, Step
-from gistselect.run.store import Artifact, Store
+from gistselect.run.store import Artifact, Store, verify
 from gistselect.selection.baselines import length_matched_rows, random_rows
 from gistselect.streams import Stream, generator
 from gistselect.training.recipe import TrainingConfig, steps_per_epoch
@@ -90,7 +90,9 @@ class Arm:
             self.artifact.begin()
             self.artifact.complete(training=training.folder.name, adapter=training.facts["adapter"])
         facts = self.artifact.facts
-        return recipe.store.root / facts["training"] / facts["adapter"]
+        folder = recipe.store.root / facts["training"] / facts["adapter"]
+        verify(folder)
+        return folder
 
     def training(self, recipe: Recipe) -> Artifact:
         """What was trained for this arm, which must be done."""

@@ -21,7 +21,7 @@ from gistselect.errors import ArtifactMismatchError
 from gistselect.files import replacing_folder
 from gistselect.representations.interface import Fitted, Prepared, Queries, Representation
 from gistselect.run.ingest import RecordRows, TokenRows
-from gistselect.run.store import Artifact, Store
+from gistselect.run.store import Artifact, Store, verify
 
 PREPARED_VERSION = 1
 FIT_VERSION = 3
@@ -96,6 +96,7 @@ def _save_arrays(result: Prepared, folder: Path) -> None:
 
 def _load_arrays(artifact: Artifact) -> dict[str, NDArray[Any]]:
     path = artifact / FOLDER / ARRAYS
+    verify(artifact / FOLDER)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

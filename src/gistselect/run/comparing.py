@@ -24,7 +24,7 @@ from gistselect.run.costs import full_training, selection_cost
 from gistselect.run.ingest import TokenRows
 from gistselect.run.models import RunModel
 from gistselect.run.progress import Reporter
-from gistselect.run.store import Artifact, Store, read_table, write_table
+from gistselect.run.store import Artifact, Store, read_table, verify, write_table
 from gistselect.run.targets import Target, heldout_items
 from gistselect.streams import Stream, generator
 from gistselect.types import Task
@@ -142,6 +142,7 @@ class Compare:
                     progress,
                 )
             artifact.complete(tasks=list(self.tasks))
+        verify(artifact / "results")
         found = read_values(artifact / "results")
         if training is None and (without := [task for task, values in found.items() if not values]):
             reporter.say(f"No comparison on {', '.join(without)}: lm-eval gives no number for single items there.")

@@ -13,7 +13,7 @@ from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.interface import GradientSource, HiddenSource, Reads
 from gistselect.run.cells import Cell, load_fit
 from gistselect.run.ingest import RecordRows, TokenRows
-from gistselect.run.store import Artifact
+from gistselect.run.store import Artifact, verify
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
@@ -111,6 +111,7 @@ class Sources:
         else:
             model = load_model(spec.model)
         if spec.adapter is not None:
+            verify(spec.adapter)
             model = load_adapter(model, spec.adapter)
         if spec.reads == "hidden":
             from gistselect.model.forward import Forward

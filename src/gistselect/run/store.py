@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, GistSelectError
-from gistselect.files import digest, json_line, read_json, remove_leftovers, replacing, write_json
+from gistselect.files import digest, file_digest, json_line, read_json, remove_leftovers, replacing, write_json
 
 IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
@@ -56,14 +57,21 @@ class Artifact:
             raise ArtifactMismatchError(f"{self.folder} holds the result of other inputs; delete it and run again.")
 
     def complete(self, **facts: Any) -> None:
-        """Mark as done, with facts about the result that later stages and people read."""
-        write_json(self / COMPLETE, {"facts": facts, "checksum": digest([self.key, facts])})
+        """Mark as done, with facts about the result that later stages and people read, and a digest of every file."""
+        files = {
+            path.relative_to(self.folder).as_posix(): file_digest(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name not in (COMPLETE, INPUTS, SPENT) and not path.name.startswith(".")
+        }
+        checksum = digest([self.key, facts, files])
+        write_json(self / COMPLETE, {"facts": facts, "files": files, "checksum": checksum})
 
     @property
     def facts(self) -> dict[str, Any]:
         """Raises `ArtifactMismatchError` if the file is missing, damaged or of another artifact."""
         stored = read_json(self / COMPLETE)
-        if not isinstance(stored, dict) or stored.get("checksum") != digest([self.key, stored.get("facts")]):
+        known = [stored[name] for name in ("facts", "files") if name in stored] if isinstance(stored, dict) else []
+        if not known or stored.get("checksum") != digest([self.key, *known]):
             raise ArtifactMismatchError(f"{self / COMPLETE} is damaged; delete {self.folder} and run again.")
         return stored["facts"]
 
@@ -149,6 +157,37 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
         lock.release()
 
 
+def verify(path: Path) -> None:
+    """Prove that a file, or every file of a folder, of a finished artifact is what its stage left.
+
+    Raises `ArtifactMismatchError` that names the file otherwise. What belongs to no finished artifact is not judged.
+    """
+    folder = next((parent for parent in (path, *path.parents[:4]) if (parent / COMPLETE).is_file()), None)
+    if folder is None:
+        return
+    state = (folder / COMPLETE).stat()
+    known = _written(folder / COMPLETE, state.st_size, state.st_mtime_ns, state.st_ino)
+    name = path.relative_to(folder).as_posix()
+    inside = [name] if name in known else [one for one in known if name == "." or one.startswith(f"{name}/")]
+    for one in inside:
+        try:
+            is_same = file_digest(folder / one) == known[one]
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise ArtifactMismatchError(
+                f"{folder / one} is missing or damaged: it is not what was written; delete {folder} and run again."
+            )
+
+
+@lru_cache(maxsize=64)
+def _written(path: Path, *state: int) -> dict[str, str]:
+    """Digests by file name, of a `complete.json` in this state; none in those of earlier releases."""
+    stored = read_json(path)
+    found = stored.get("files") if isinstance(stored, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """One table as Parquet; see `table_writer`."""
     with table_writer(path, table.schema) as writer:
@@ -176,6 +215,7 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    verify(path)
     try:
         return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
     except (OSError, pa.ArrowException) as error:
@@ -189,6 +229,7 @@ def read_names(path: Path) -> list[str]:
 
 def read_schema(path: Path) -> pa.Schema:
     """Names, types and metadata of a table. Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    verify(path)
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
@@ -197,6 +238,7 @@ def read_schema(path: Path) -> pa.Schema:
 
 def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterator[pa.RecordBatch]:
     """A table a piece at a time. Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    verify(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
@@ -209,6 +251,7 @@ def publish(source: Path, path: Path) -> None:
 
     Tables are the same file under a second name, where the file system can; text is a copy, since people edit it.
     """
+    verify(source)
     with replacing(path) as part:
         if source.suffix == ".parquet":
             with suppress(OSError):

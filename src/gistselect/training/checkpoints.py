@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MOMENTS = "moments.safetensors"
 """Optimizer moments beside each checkpoint: `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`, names as in
 `model.named_parameters()`, shapes as the parameters; the number of steps is in the file's metadata."""
+ADAPTER_CONFIG = "adapter_config.json"
 CURVE = "curve.json"
 RECEIPT = "training.json"
 """Written first with the training's digest, and last with its result."""
@@ -129,6 +130,19 @@ def resume_state(output: Path, digest: str) -> TrainingResult | None:
             f"{output} holds another training (model, rows, options or seed); choose another folder or remove it."
         )
     return _stored_result(output, stored) if "checkpoints" in stored else None
+
+
+def order_names(folder: Path) -> None:
+    """Sort the layers in an adapter's configuration: PEFT keeps a set, whose order is another in every process."""
+    path = folder / ADAPTER_CONFIG
+    if path.is_file():
+        settings = read_json(path)
+        ordered = {key: sorted(value) if _is_names(value) else value for key, value in settings.items()}
+        write_json(path, dict(sorted(ordered.items())))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def record(folder: Path) -> None:

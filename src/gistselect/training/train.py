@@ -24,6 +24,7 @@ from gistselect.training.checkpoints import (
     TrainingResult,
     finish,
     last_checkpoint,
+    order_names,
     record,
     resume_state,
     save_moments,
@@ -324,6 +325,7 @@ def _callback(last_epoch: int, total_steps: int, progress: Progress | None) -> T
             if state.is_world_process_zero:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 save_moments(folder / MOMENTS, model, optimizer.state, state.global_step)
+                order_names(folder)
                 record(folder)
 
     return EpochCheckpoints()
