@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,8 +104,31 @@ def test_reasoning_reaches_a_template_that_shows_it_and_is_refused_by_others() -
     template, _ = template_of(TEMPLATES["reasoning only in the last turn"][0])
     assert pieces(template.render(record))[1] == ["<think>\nHm.\n</think>\n\nA.<|im_end|>\n"]
     template, _ = template_of(TEMPLATES["an end of sequence at the very end"][0])
-    with pytest.raises(DataError, match="does not show the reasoning of turn 2"):
+    with pytest.raises(DataError, match=r"does not show the reasoning of turn 2.* --unshown omit"):
         template.render(record)
+    assert template.render(Record(id="r", source="s", row=0, messages=_without_reasoning(messages))).unshown == ""
+    omitting = replace(template, omit_unshown=True)
+    assert omitting.digest != template.digest
+    assert omitting.render(record).unshown == "reasoning"
+    assert pieces(omitting.render(record)) == pieces(
+        template.render(Record(id="r", source="s", row=0, messages=_without_reasoning(messages)))
+    )
+
+
+def _without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(replace(message, reasoning="") for message in messages)
+
+
+def test_a_turn_that_is_not_shown_is_refused_however_much_may_be_omitted() -> None:
+    messages = (
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="Q?"),
+        Message(role="assistant", content="A."),
+    )
+    source = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    template, _ = template_of(source)
+    with pytest.raises(DataError, match=r"does not show turn 1 \(system\); use --template tulu$"):
+        replace(template, omit_unshown=True).render(Record(id="r", source="s", row=0, messages=messages))
 
 
 CALLS = """{% for t in tools or [] %}{{ t | tojson }}
@@ -136,6 +160,12 @@ def test_calls_and_tools_reach_a_template() -> None:
         template, _ = template_of(source)
         with pytest.raises(DataError, match=r"does not show (its tools|the call in turn 2)"):
             template.render(record)
+    # Tools can be left out; of an answer that is a call alone nothing would be left to learn.
+    template, _ = template_of(CALLS.replace("t | tojson", "''"))
+    assert replace(template, omit_unshown=True).render(record).unshown == "tools"
+    template, _ = template_of(CALLS.replace("m.tool_calls", "[]"))
+    with pytest.raises(DataError, match="the answer of turn 2 has no text"):
+        replace(template, omit_unshown=True).render(record)
 
 
 # Control tokens.

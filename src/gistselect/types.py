@@ -99,6 +99,8 @@ class Example:
     """(t,) True where the token is a label. Token i is predicted from i-1, so position 0 never counts."""
     n_cut: int = 0
     """Tokens lost to truncation; 0 if the record is whole."""
+    unshown: str = ""
+    """What the chat template leaves out of the record, such as `reasoning`; empty if nothing."""
 
     @property
     def n_tokens(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gistselect.data.marks import NONCHARACTERS, TOOLS, Marks, Placed, What
+from gistselect.data.marks import NONCHARACTERS, TOOLS, Marks, Placed, What, everywhere
 from gistselect.data.templates import PROBE, THINKING_OPENS, Rendered, Span, Written, digest, is_query, render_plain
 from gistselect.data.told import as_dict, as_parts, forms
 from gistselect.errors import DataError
@@ -25,6 +25,9 @@ FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 _TAG_OR_CHARACTER = r"<[^<>\s]{1,60}>|."
 _FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """What a sandboxed template can raise, besides Jinja's own errors, for a conversation it was not written for."""
+
+_OMITTED = {"thinking": "reasoning", "call": "calls", "tools": "tools"}
+"""What people read for what a template leaves out."""
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -65,11 +68,14 @@ class JinjaTemplate:
     special_tokens: dict[str, str]
     control_tokens: tuple[str, ...] = ()
     """Strings that the tokenizer reads as special tokens; see `templates.control_tokens`."""
+    omit_unshown: bool = False
+    """Use rows without the reasoning, calls and tools that are not shown, instead of refusing them."""
     version: int = 3
 
     @property
     def digest(self) -> str:
-        return digest("jinja", self.version, self.source, self.special_tokens, self.control_tokens)
+        omits = ("omit",) * self.omit_unshown
+        return digest("jinja", self.version, self.source, self.special_tokens, self.control_tokens, *omits)
 
     def render(self, record: Record) -> Rendered:
         if record.plain:
@@ -77,11 +83,11 @@ class JinjaTemplate:
         if is_query(record):
             return self._query(record)
         shown = self._show(record.messages, record.tools)
-        self._refuse_losses(record, shown)
+        unshown = self._losses(record, shown)
         spans = self._generated(record, shown) if self._marks_answers else self._answers(record, shown)
         if not spans:
             raise DataError(f"the chat template {self.name!r} marks no token of it as the assistant's")
-        return Rendered(text=shown.text, supervised=tuple(spans), content=shown.content, complete=True)
+        return Rendered(text=shown.text, supervised=tuple(spans), content=shown.content, unshown=unshown, complete=True)
 
     # Queries.
 
@@ -95,7 +101,7 @@ class JinjaTemplate:
             if starts := [start for start, _, turn in whole.placed if turn == len(context)]:
                 kept = tuple((start, end, turn) for start, end, turn in whole.placed if end <= min(starts))
                 shown = _Shown(text=whole.text[: min(starts)], placed=kept, lost=whole.lost)
-        self._refuse_losses(record, shown)
+        self._losses(record, shown)
         written = Written(text=shown.text, content=list(shown.content))
         return written.query(record, self.special_tokens["eos_token"], complete=True)
 
@@ -220,18 +226,25 @@ class JinjaTemplate:
 
     # Rendering.
 
-    def _refuse_losses(self, record: Record, shown: _Shown) -> None:
+    def _losses(self, record: Record, shown: _Shown) -> str:
+        """What is left out, if rows are used all the same. Raises `DataError` if not, and for lost words always."""
         last = len(record.messages) - 1
+        omitted: dict[str, None] = {}
         for turn, what in shown.lost:
             if what == "detail" or (what == "thinking" and turn < last and self._shows_reasoning):
                 continue  # of earlier turns templates drop the reasoning by design
+            if self.omit_unshown and what != "text":
+                omitted[_OMITTED["tools" if turn == TOOLS else what]] = None
+                continue
             if what == "thinking":
                 lost = f"the reasoning of turn {turn + 1}"
             elif what == "text":
                 lost = f"turn {turn + 1} ({record.messages[turn].role})"
             else:
                 lost = "its tools" if turn == TOOLS else f"the call in turn {turn + 1}"
-            raise DataError(f"the chat template {self.name!r} does not show {lost}; use --template tulu")
+            remedy = "use --template tulu" + ", or --unshown omit" * (what != "text")
+            raise DataError(f"the chat template {self.name!r} does not show {lost}; {remedy}")
+        return " and ".join(omitted)
 
     @cached_property
     def _shows_reasoning(self) -> bool:
@@ -267,7 +280,7 @@ class JinjaTemplate:
                 continue
             reading = marks.read(rendered)
             if reading.text == text:
-                placed = reading.placed + (_everywhere(messages, text) if answers_only else [])
+                placed = reading.placed + (everywhere(messages, text) if answers_only else [])
                 return _Shown(
                     text=text,
                     placed=tuple(sorted(placed)),
@@ -333,13 +346,3 @@ def _alike(message: Message, *, with_space: bool) -> Message:
 
 def _is_supervised(message: Message) -> bool:
     return message.role == "assistant" and message.supervised
-
-
-def _everywhere(messages: list[dict[str, Any]], text: str) -> list[Placed]:
-    """Every place that the texts of other roles could stand at, for want of marks around them."""
-    return [
-        (found.start(), found.end(), turn)
-        for turn, message in enumerate(messages)
-        if message["role"] != "assistant" and (core := (message["content"] or "").strip())
-        for found in re.finditer(re.escape(core), text)
-    ]

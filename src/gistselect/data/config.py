@@ -71,5 +71,8 @@ class TextOptions(ReadOptions):
 
     template: Annotated[str, Parameter(group=DATA)] = "tulu"
     """How a conversation becomes text: tulu (published), model (the tokenizer's chat template) or a jinja file."""
+    unshown: Annotated[Literal["quarantine", "omit"], Parameter(group=DATA)] = "quarantine"
+    """A row with reasoning, calls or tools that the model's chat template does not show: listed in the quarantine, or
+    used without them, as trainers do; how many are is said in a line of the summary."""
     max_length: Annotated[int, Parameter(group=DATA)] = Field(default=2048, ge=2)
     """Longest example in tokens; longer ones are cut."""

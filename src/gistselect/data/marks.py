@@ -147,3 +147,13 @@ class Reading:
 
 def _shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def everywhere(messages: list[dict[str, Any]], text: str) -> list[Placed]:
+    """Every place that the texts of other roles could stand at, for want of marks around them."""
+    return [
+        (found.start(), found.end(), turn)
+        for turn, message in enumerate(messages)
+        if message["role"] != "assistant" and (core := (message["content"] or "").strip())
+        for found in re.finditer(re.escape(core), text)
+    ]

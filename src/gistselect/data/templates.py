@@ -36,6 +36,8 @@ class Rendered:
     """What the model is asked to produce."""
     content: tuple[Span, ...]
     """What the row itself says, in order: no control token is read from there."""
+    unshown: str = ""
+    """What the template leaves out of the row, of which the user wants it used all the same; empty if nothing."""
     complete: bool = False
     """True if the text begins and ends as the model expects it, so that the tokenizer adds no token of its own."""
 
@@ -59,8 +61,10 @@ class Template(Protocol):
         ...
 
 
-def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def load_template(name: str, tokenizer: PreTrainedTokenizerBase, *, omit_unshown: bool = False) -> Template:
     """`tulu`, `model` (the chat template of the tokenizer), or the path of a Jinja chat template.
+
+    With `omit_unshown` a row is used without the reasoning, calls and tools that a Jinja template does not show.
 
     Raises `ConfigError` if there is no such template, or if the tokenizer lacks what it needs.
     """
@@ -83,6 +87,7 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
             key: str(one) for key, one in tokenizer.special_tokens_map.items() if not isinstance(one, list)
         },
         control_tokens=control_tokens(tokenizer),
+        omit_unshown=omit_unshown,
     )
     try:
         template.render(PROBE)

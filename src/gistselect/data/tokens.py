@@ -79,6 +79,7 @@ def _example(
         input_ids=np.asarray(ids[:max_length], dtype=np.int32),
         supervised=supervised[:max_length],
         n_cut=max(0, len(ids) - max_length),
+        unshown=rendered.unshown,
     )
 
 

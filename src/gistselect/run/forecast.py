@@ -34,6 +34,10 @@ def forecast(plan: Plan, config: RunConfig) -> str:
         *_found(plan),
         f"{pool}.",
         *(f"  {count:,} rows: {reason}" for reason, count in list(facts.get("reasons", {}).items())[:SHOWN_REASONS]),
+        *(
+            f"  {count:,} rows are used without their {what}, which the chat template does not show"
+            for what, count in facts.get("unshown", {}).items()
+        ),
         f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {n_rows:,} rows ({config.budget}).",
         f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
         f"Forecast: {_work(plan, config)}.",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gistselect.run.engine import Engine
 
 RECORDS_VERSION = 1
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 SHARD_ROWS = 1024
 """Pool rows in a shard. Shards are cut by row, never by worker, so that nothing depends on the number of workers."""
 
@@ -57,6 +57,7 @@ TOKENS_SCHEMA = pa.schema(
         "n_tokens": pa.int32(),
         "n_supervised": pa.int32(),
         "n_cut": pa.int32(),
+        "unshown": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "supervised": pa.list_(pa.bool_()),
     }

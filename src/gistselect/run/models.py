@@ -27,6 +27,8 @@ class RunModel:
     engine: EngineConfig
     template: str
     max_length: int
+    omit_unshown: bool = False
+    """See `load_template`."""
     adapter: Path | None = None
     """An adapter of the user's, whose folder may hold the tokenizer."""
 
@@ -53,7 +55,7 @@ class RunModel:
 
         live = None if isinstance(self.model, ModelConfig) else self.model
         tokenizer = live.tokenizer if live else load_tokenizer(self.model, self.adapter)  # pyright: ignore[reportArgumentType]
-        template = load_template(self.template, tokenizer)
+        template = load_template(self.template, tokenizer, omit_unshown=self.omit_unshown)
         return Encoder(template=template, tokenizer=tokenizer, max_length=self.max_length)
 
     @cached_property

@@ -141,6 +141,7 @@ class _Planner:
             engine=config.engine,
             template=config.template,
             max_length=config.max_length,
+            omit_unshown=config.unshown == "omit",
             adapter=next(iter(config.adapter_folders), None) if own else None,
         )
 

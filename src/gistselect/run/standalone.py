@@ -51,7 +51,7 @@ def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
     tokenizer = load_tokenizer(config.source)
     rows = list(open_pool(config.data, config).rows())
     records = [row for row in rows if isinstance(row, Record)]
-    template = load_template(config.template, tokenizer)
+    template = load_template(config.template, tokenizer, omit_unshown=config.unshown == "omit")
     encoded = encode(records, template, tokenizer, config.max_length)
     rejected = [one for one in (*rows, *encoded) if isinstance(one, Rejected)]
     write_json_lines(config.output / "quarantine.jsonl", map(quarantine_entry, rejected))

@@ -94,6 +94,7 @@ class Tokenising:
                         "n_tokens": outcome.n_tokens,
                         "n_supervised": outcome.n_supervised,
                         "n_cut": outcome.n_cut,
+                        "unshown": outcome.unshown or None,
                         "input_ids": outcome.input_ids,
                         "supervised": outcome.supervised,
                     }
@@ -116,12 +117,14 @@ def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
     )
     tokens_of_shards = []
     reasons: Counter[str] = Counter()
+    unshown: Counter[str] = Counter()
     for index in range(n_shards):
-        table = read_table(artifact.shard(index), [*COUNTS, "reason"])
+        table = read_table(artifact.shard(index), [*COUNTS, "unshown", "reason"])
         n_rejected = table.num_rows - table["reason"].null_count
         lengths = table["n_tokens"].to_numpy()
         tokens_of_shards.append(int(lengths.sum()))
         reasons.update(map(kind_of_reason, table["reason"].drop_null().to_pylist()))
+        unshown.update(table["unshown"].drop_null().to_pylist())
         totals["n_rows"] += table.num_rows
         totals["n_rejected"] += n_rejected
         totals["n_usable"] += table.num_rows - n_rejected
@@ -130,7 +133,7 @@ def _count(artifact: Artifact, n_shards: int) -> dict[str, Any]:
         totals["n_truncated"] += int((table["n_cut"].to_numpy() > 0).sum())
         totals["longest"] = max(totals["longest"], int(lengths.max(initial=0)))
     common = dict(reasons.most_common(KEPT_REASONS))
-    return {**totals, "tokens_of_shards": tokens_of_shards, "reasons": common}
+    return {**totals, "tokens_of_shards": tokens_of_shards, "reasons": common, "unshown": dict(unshown)}
 
 
 def kind_of_reason(reason: str) -> str:
