@@ -147,7 +147,7 @@ def main() -> None:
         folder = options.output / f"run-{runs}"
         while True:
             before = shards(folder)
-            wait = rng.uniform(0.1, 1.0) * takes if kills < options.kills else None
+            wait = rng.uniform(0.2, 0.7) * takes if kills < options.kills else None
             done = ended(start(command(folder, pool, more), log), wait)
             again = [
                 path for path, changed in before.items() if not path.is_file() or path.stat().st_mtime_ns != changed

@@ -65,6 +65,23 @@ def test_a_killed_run_continues_to_identical_files(config: dict[str, Any], tmp_p
     assert not list(config["output"].rglob("*.part"))
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_asked_to_stop_says_what_is_kept(config: dict[str, Any], tmp_path: Path, sent: int) -> None:
+    options = [f"--{name.replace('_', '-')}={config[name]}" for name in ("output", "budget")]
+    sources = ["--pool", config["pool"][0], "--target", config["target"][0], "--representation", "bm25"]
+    slow = "import time, gistselect.run.scoring as s; s.Score.run = lambda *a: time.sleep(60)"
+    arguments = [sys.executable, "-c", f"{slow}; from gistselect.cli import main; main()", "run", *sources, *options]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
+    while process.poll() is None and not list(config["output"].glob("artifacts/features-*/complete.json")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(sent)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert b"Finished stages and shards are kept" in said
+    assert not list(config["output"].rglob("*.part"))
+
+
 def test_a_busy_folder_is_refused_or_waited_for(config: dict[str, Any]) -> None:
     config["output"].mkdir()
     with FileLock(config["output"] / ".lock"), pytest.raises(GistSelectError, match="another process"):

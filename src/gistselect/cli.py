@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -42,6 +43,7 @@ app = App(
     version=__version__,
     help="Choose the few percent of an instruction-tuning pool that teach your task, and prove it.\n" + EXAMPLES,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # else it ends without the words of `main`
 )
 
 
@@ -294,6 +296,9 @@ _ENGINE = re.compile(r"^--engine(?=$|=)")
 """`--engine local` beside `--engine.batch-tokens 4096`, which the parser takes for one option and its fields."""
 
 
+app.meta.suppress_keyboard_interrupt = False
+
+
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
@@ -324,7 +329,11 @@ def _stored_config(tokens: Sequence[str]) -> Path | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: errors that the user can act on are one message and exit status 2, never a traceback."""
+    """Entry point: errors that the user can act on are one message and exit status 2, never a traceback.
+
+    SIGTERM, as schedulers send it, ends the command as Ctrl-C does: status 130, and what is finished is kept.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
@@ -332,5 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Terminal(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Terminal(stderr=True).print("\nInterrupted. The same command continues where this one stopped.", markup=False)
+        said = "\nInterrupted. Finished stages and shards are kept; the same command continues where this one stopped."
+        Terminal(stderr=True).print(said, markup=False, soft_wrap=True)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
