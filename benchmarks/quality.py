@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,24 @@ COMMON: dict[str, Any] = {
     "template": "model",
     "dtype": "float32",
 }
+DEMO = {"device_batch_size": 2, "adapter": ADAPTER}
 SIZES: dict[str, dict[str, Any]] = {
+    "demo": {
+        "pool_rows": None,
+        "target": ["gsm8k", "mmlu", "bbh"],
+        "representation": [
+            *("gist", "less:nonzeros=8", "ekfac", "loss_drop", "rds", "bm25", "dsir", "length"),
+        ],
+        "baselines": ["random", "length"],
+        "budgets": [64],
+        "max_length": 1024,
+        "max_queries": 100,
+        "heldout_items": 50,
+        "template": "tulu",
+        "warmup": {**DEMO, "learning_rate": 1e-3, "global_batch_size": 16},
+        "finetune": {**DEMO, "learning_rate": 5e-3, "global_batch_size": 16, "epochs": 2},
+        "train_seeds": [0, 1, 2],
+    },
     "small": {
         "pool_rows": 600,
         "target": ["gsm8k"],
@@ -80,6 +98,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def main(
     *,
     data: Path = Path(__file__).parents[1].parent / "shared" / "data" / "full",
+    demo: bool = False,
     small: bool = False,
     cpu: bool = False,
     full: bool = False,
@@ -95,6 +114,8 @@ def main(
     ----------
     data:
         LESS-style folder: train/processed and eval.
+    demo:
+        The embedded 3.7 M-parameter model instead, every representation, three targets; give --data .../small.
     small:
         One target, six representations, three seeds: at most 90 minutes on two CPU cores.
     cpu:
@@ -112,16 +133,17 @@ def main(
     results:
         Folder for the JSON file.
     """
-    chosen = [name for name, wanted in (("small", small), ("cpu", cpu), ("full", full)) if wanted]
+    chosen = [name for name, wanted in (("demo", demo), ("small", small), ("cpu", cpu), ("full", full)) if wanted]
     if len(chosen) != 1:
-        raise SystemExit("give one of --small, --cpu and --full.")
+        raise SystemExit("give one of --demo, --small, --cpu and --full.")
     torch.set_num_threads(threads)
     size = chosen[0]
     folder = (work or default_cache() / "quality") / f"{size}-{seed}"
     values = {**COMMON, **SIZES[size], **({"train_seeds": train_seeds} if train_seeds else {})}
+    model = files("gistselect.demo") / "model" if demo else study_model(default_cache())
     pool = pool_part(data / "train" / "processed", values.pop("pool_rows"), seed, folder)
     config = StudyConfig.from_values(
-        {**values, "model": str(study_model(default_cache())), "pool": [str(pool)], "data_dir": data}
+        {**values, "model": str(model), "pool": [str(pool)], "data_dir": data}
         | {"output": folder / "study", "seed": seed}
     )
     study = run_study(config, Reporter())
@@ -156,7 +178,7 @@ def circumstances(size: str, seed: int, threads: int, options: dict[str, Any]) -
     return {
         "command": f"python benchmarks/quality.py --{size} --seed {seed} --threads {threads}",
         "commit": commit,
-        "model": "SmolLM2-135M-Instruct",
+        "model": "the embedded demo model" if size == "demo" else "SmolLM2-135M-Instruct",
         "processor": platform.machine(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "options": options,
