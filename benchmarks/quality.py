@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
         ],
         "baselines": ["random", "length"],
         "budgets": [64],
-        "max_length": 1024,
+        "max_length": 2048,
         "max_queries": 100,
         "heldout_items": 50,
         "template": "tulu",
