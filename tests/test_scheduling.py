@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gistselect.run.scheduling import FIRST_LIMIT, GROW_AFTER, LEAST_LIMIT, PATIENCE, Limits, Schedule
+import pytest
+
+from gistselect.run.scheduling import DEPARTURES, FIRST_LIMIT, GROW_AFTER, LEAST_LIMIT, PATIENCE, Limits, Schedule
 
 
 def schedule(n: int, *workers: str, **limits: float) -> Schedule:
@@ -105,3 +107,25 @@ def test_workers_join_and_leave() -> None:
     assert one.take("b", 0.0).index == 0  # pyright: ignore[reportOptionalMemberAccess]
     one.join("b")
     assert one.running("b") is not None, "joining twice changes nothing"
+
+
+def test_a_worker_that_leaves_says_nothing_against_its_shard_unless_all_do() -> None:
+    one = schedule(1)
+    for number in range(DEPARTURES):
+        one.join(f"node {number}")
+        taken = one.take(f"node {number}", 0.0)
+        assert taken is not None
+        assert taken.share == 1.0
+        assert (one.leave(f"node {number}") is not None) == (number == DEPARTURES - 1)
+    assert one.finished
+
+
+@pytest.mark.parametrize(("more", "least", "most"), [({}, 1.0, 1.1), ({"mean_life": 4 * 3600.0}, 1.1, 1.6)])
+def test_the_simulation_loses_nothing(more: dict[str, float], least: float, most: float) -> None:
+    """The engine's own loop with a virtual clock: every shard once, and the time that arithmetic says."""
+    simulate_scale = pytest.importorskip("simulate_scale")
+    amounts = [4e6] * 2000
+    cards = simulate_scale.Cards(n=16, tokens_per_second=1e4, spread=0.0, shard_seconds=0.0, open_seconds=0.0, **more)
+    found = simulate_scale.simulate(cards, amounts)
+    assert least <= found.hours / (sum(amounts) / 1e4 / 16 / 3600) <= most
+    assert found.lost == 0

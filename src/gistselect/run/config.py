@@ -78,9 +78,12 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
 
     engine: Annotated[EngineConfig, Parameter(group=ENGINE)] = EngineConfig()
     """Batches and memory of the gradient passes."""
-    engine_kind: Annotated[Literal["inline", "local"], Parameter(group=ENGINE)] = "inline"
-    """Who does the work, for which --engine is short: this process (inline), or one worker process a device (local),
-    whose failure costs no more than what it was at. Results are the same."""
+    engine_kind: Annotated[Literal["inline", "local", "ray"], Parameter(group=ENGINE)] = "inline"
+    """Who does the work, for which --engine is short: this process (inline), one worker process a device (local), or
+    one actor a GPU of a Ray cluster (ray). A worker's failure costs what it was at and no more; results are the same.
+    """
+    ray_address: Annotated[str | None, Parameter(group=ENGINE)] = None
+    """With --engine ray: the cluster; auto is the one that this machine belongs to. By default one is started here."""
     devices: Annotated[str, Parameter(group=ENGINE)] = "auto"
     """With --engine local: numbers of GPUs (0,1), cpu:N for N workers on this machine's cores, or auto: all GPUs. A
     single device that auto finds is used without a worker process."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gistselect.errors import GistSelectError
 from gistselect.run.jobs import Job
@@ -60,6 +60,19 @@ class Failed:
 
 
 Event = Joined | Left | Opened | Advanced | Done | Failed
+
+
+def answered(worker: str, answer: Sequence[Any]) -> Done | Failed:
+    """What a worker's answer means; see `worker.attempt`."""
+    match answer:
+        case ("done",):
+            return Done(worker=worker)
+        case ("wrong", kind, text):
+            return Failed(worker=worker, cause="error", text=text, error=kind(text))
+        case (_, cause, text):
+            return Failed(worker=worker, cause=cause, text=text)
+        case _:
+            raise ValueError(answer)
 
 
 class Crew(Protocol):

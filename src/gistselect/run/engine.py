@@ -107,7 +107,7 @@ def carry_out(schedule: Schedule, crew: Crew, job: Job, picture: _Picture, repor
         for worker in schedule.overdue(crew.now()):
             text = f"no answer within its time limit\n{crew.stop(worker)}"
             _failed(schedule, picture, reporter, Failed(worker=worker, cause="hung", text=text))
-        for worker in schedule.workers:
+        for worker in schedule.free:
             if (assignment := schedule.take(worker, crew.now())) is not None:
                 crew.give(worker, assignment)
         for event in crew.wait(schedule.deadline()) if not schedule.finished else ():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gistselect.errors import ConfigError
-from gistselect.run.crew import Advanced, Done, Event, Failed, Opened
+from gistselect.run.crew import Advanced, Event, Failed, Opened, answered
 from gistselect.run.jobs import Job
 from gistselect.run.scheduling import Assignment
 
@@ -121,15 +121,12 @@ class LocalCrew:
                 return Opened(worker=worker)
             case "advanced":
                 return Advanced(worker=worker, amount=facts[0])
-            case "done":
-                return Done(worker=worker)
-            case "wrong":
-                kind, text = facts
-                return Failed(worker=worker, cause="error", text=text, error=kind(text))
             case _:
-                # Memory that ran out, or a device in an unknown state: what comes next is done by a new process.
-                self.stop(worker)
-                return Failed(worker=worker, cause=facts[0], text=facts[1])
+                event = answered(worker, (word, *facts))
+                if isinstance(event, Failed) and event.error is None:
+                    # Memory that ran out, or a device in an unknown state: what comes next is done by a new process.
+                    self.stop(worker)
+                return event
 
 
 class _Process:

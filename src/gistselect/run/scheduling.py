@@ -5,6 +5,7 @@ Time is an argument, so that the same code runs worker processes, a cluster, and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,8 @@ LEAST_LIMIT, PATIENCE = 300.0, 10.0
 """After that a shard has this many seconds, or this many times what the slowest one took for its size."""
 GROW_AFTER = 8
 """Shards that a worker must do in a row before its token budget is doubled again."""
+DEPARTURES = 10
+"""Times that a shard's worker may leave before the shard itself is suspected and given up."""
 HOPELESS = 3
 """Failures in a row after which a worker gets nothing more, as long as there is another."""
 
@@ -75,6 +78,7 @@ class _Shard:
     amount: float
     share: float = 1.0
     failures: list[Failure] = field(default_factory=list)
+    departures: int = 0
 
 
 class Schedule:
@@ -90,7 +94,9 @@ class Schedule:
         """`amounts` says how much there is to do in each shard that is missing."""
         self._limits = limits
         self._shards = {index: _Shard(amount=amount) for index, amount in amounts.items()}
-        self._waiting = list(amounts)
+        self._waiting = deque(amounts)
+        self._again: deque[int] = deque()
+        """Shards that failed, which come first."""
         self._workers: dict[str, _Worker] = {}
         self._slowest: float | None = None
         """Most seconds that a unit of work took."""
@@ -107,15 +113,30 @@ class Schedule:
         """Everyone who takes part."""
         return list(self._workers)
 
+    @property
+    def free(self) -> list[str]:
+        """Those of them who are at nothing, while anything waits."""
+        if not self._waiting and not self._again:
+            return []
+        return [worker for worker, state in self._workers.items() if state.running is None]
+
     def join(self, worker: str) -> None:
         """A worker offers itself; one that is known already is as it was."""
         self._workers.setdefault(worker, _Worker())
 
     def leave(self, worker: str, text: str = "it left") -> Lost | None:
-        """A worker is gone for good; its shard, if it had one, is counted as failed. The shard, if that loses it."""
-        lost = self.failed(worker, "died", text) if self.running(worker) is not None else None
-        self._workers.pop(worker, None)
-        return lost
+        """A worker is gone for good: what it was at waits for another, and is lost and returned only if its workers
+        left too often, since a node that is taken away says nothing against its shard."""
+        state = self._workers.pop(worker, None)
+        if state is None or state.running is None:
+            return None
+        shard = self._shards[state.running.index]
+        shard.departures += 1
+        if shard.departures < DEPARTURES:
+            self._again.appendleft(state.running.index)
+            return None
+        shard.failures.append(Failure(worker=worker, cause="died", text=text))
+        return self._lose(state.running.index)
 
     def running(self, worker: str) -> Assignment | None:
         """What a worker is at."""
@@ -127,10 +148,13 @@ class Schedule:
         state = self._workers[worker]
         if state.running is not None or self._is_hopeless(worker):
             return None
-        index = next((one for one in self._waiting if self._may(worker, one)), None)
-        if index is None:
+        index = next((one for one in self._again if self._may(worker, one)), None)
+        if index is not None:
+            self._again.remove(index)
+        elif self._waiting:
+            index = self._waiting.popleft()
+        else:
             return None
-        self._waiting.remove(index)
         state.running = Assignment(index=index, share=min(state.share, self._shards[index].share))
         state.since = now
         return state.running
@@ -166,9 +190,12 @@ class Schedule:
         if cause == "memory" or len(shard.failures) > 1:
             shard.share = assignment.share / 2
         if len(shard.failures) < self._limits.attempts:
-            self._waiting.insert(0, assignment.index)
+            self._again.appendleft(assignment.index)
             return None
-        self.lost.append(Lost(index=assignment.index, failures=tuple(shard.failures)))
+        return self._lose(assignment.index)
+
+    def _lose(self, index: int) -> Lost:
+        self.lost.append(Lost(index=index, failures=tuple(self._shards[index].failures)))
         return self.lost[-1]
 
     def overdue(self, now: float) -> list[str]:

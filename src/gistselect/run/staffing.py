@@ -37,10 +37,16 @@ def _engine(config: RunConfig, sources: Sources) -> Engine:
         return Inline(sources)
     if config.model == LIVE:
         raise ConfigError("a model given as an object cannot leave its process; leave out --engine.")
+    limits = Limits(attempts=config.shard_attempts, seconds=config.shard_time_limit)
+    quarantine = config.lost_shards == "quarantine"
+    gpus = config.device in ("auto", "cuda")
+    if config.engine_kind == "ray":
+        from gistselect.run.cluster import RayCrew
+
+        return Scheduled(RayCrew(config.ray_address, gpus=gpus), limits, quarantine=quarantine)
     from gistselect.run.local import LocalCrew, devices
 
-    names = devices(config.devices, cuda=config.device in ("auto", "cuda"))
+    names = devices(config.devices, cuda=gpus)
     if len(names) == 1 and config.devices == "auto":
         return Inline(sources)
-    limits = Limits(attempts=config.shard_attempts, seconds=config.shard_time_limit)
-    return Scheduled(LocalCrew(names), limits, quarantine=config.lost_shards == "quarantine")
+    return Scheduled(LocalCrew(names), limits, quarantine=quarantine)

@@ -13,10 +13,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from gistselect.run.jobs import Job
+    from gistselect.run.sources import Sources
+
+Answer = tuple[Any, ...]
 TELL_EVERY = 0.2
 """Seconds between two reports of progress."""
 
@@ -56,33 +62,41 @@ class Desk:
 
     def obey(self, order: bytes) -> None:
         """Do what a message says: `("job", job)` or `("part", index, share)`."""
-        from gistselect.errors import GistSelectError
-
-        try:
-            word, *facts = pickle.loads(order)
-            if word == "job":
-                (self._job,) = facts
-                return
-            index, self._sources.share = facts
-            self._job.open(self._sources)
-            self._connection.send(("opened",))
-            with self._sources.listening(self._advance):
-                self._job.do(index, self._sources)
-            self._connection.send(("done",))
-        except GistSelectError as error:
-            self._connection.send(("wrong", type(error), str(error)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other side decides what follows
-            cause = "memory" if is_memory_error(error) else "error"
-            first = "".join(traceback.format_exception_only(error)).strip()
-            self._connection.send(("failed", cause, f"{first}\n{traceback.format_exc()}"))
-        finally:
-            self._untold = 0
+        word, *facts = pickle.loads(order)
+        if word == "job":
+            (self._job,) = facts
+            return
+        index, self._sources.share = facts
+        with self._sources.listening(self._advance):
+            answer = attempt(self._job, index, self._sources, lambda: self._connection.send(("opened",)))
+        self._untold = 0
+        self._connection.send(answer)
 
     def _advance(self, amount: int) -> None:
         self._untold += amount
         if (now := time.monotonic()) - self._told >= TELL_EVERY:
             self._connection.send(("advanced", self._untold))
             self._told, self._untold = now, 0
+
+
+def attempt(job: Job, index: int, sources: Sources, opened: Callable[[], None]) -> Answer:
+    """Do a part of a job: ("done",), ("wrong", kind of error, text) or ("failed", cause, text).
+
+    `opened` is called once the part itself begins.
+    """
+    from gistselect.errors import GistSelectError
+
+    try:
+        job.open(sources)
+        opened()
+        job.do(index, sources)
+    except GistSelectError as error:
+        return ("wrong", type(error), str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other side decides what follows
+        cause = "memory" if is_memory_error(error) else "error"
+        first = "".join(traceback.format_exception_only(error)).strip()
+        return ("failed", cause, f"{first}\n{traceback.format_exc()}")
+    return ("done",)
 
 
 def is_memory_error(error: BaseException | None) -> bool:

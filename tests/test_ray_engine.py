@@ -1,0 +1,116 @@
+"""Actors of a Ray cluster give what one process gives, to the byte, also when they die and nodes come and go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gistselect.run import ingest as ingest_stage
+from gistselect.run.engine import Inline, Scheduled
+from gistselect.run.progress import SilentReporter
+from gistselect.run.scheduling import Limits
+from gistselect.run.sources import Sources
+from test_local_engine import SHARDS, marks, shards, text_pass
+from tiny_runs import RecordingReporter, contents, run
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 12)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one core each."""
+    from ray.cluster_utils import Cluster
+
+    import gistselect
+
+    paths = [str(Path(gistselect.__file__).parents[1]), str(Path(__file__).parent)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        one = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+        one.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        ray.init(address=one.address, logging_level="ERROR", log_to_driver=False)
+        yield one
+        ray.shutdown()
+        one.shutdown()
+
+
+@pytest.fixture
+def engine(cluster: Any) -> Iterator[Scheduled]:
+    from gistselect.run.cluster import RayCrew
+
+    made = Scheduled(RayCrew(cluster.address, gpus=False), Limits(), quarantine=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def expected(tmp_path: Path, pool_file: Path) -> list[bytes]:
+    """The shards as one process makes them."""
+    job, _ = text_pass(tmp_path / "inline", pool_file)
+    Inline(Sources()).run(job, "pass", SilentReporter())
+    return shards(job)
+
+
+@pytest.mark.parametrize("how", ["dies", "raises"])
+def test_a_failed_actor_is_replaced(
+    engine: Scheduled, tmp_path: Path, pool_file: Path, expected: list[bytes], how: str
+) -> None:
+    job, _ = text_pass(tmp_path / "ray", pool_file, how=how)
+    reporter = RecordingReporter()
+    engine.run(job, "pass", reporter)
+    assert shards(job) == expected
+    assert len(marks(job, "failed")) == 1
+    assert len(marks(job, "at")) == SHARDS + 1, "nothing is done twice but the shard in flight"
+    assert reporter.last["pass"].done == 50
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_the_same_to_the_byte(cluster: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    alone = run(config, output=tmp_path / "alone")
+    assert contents(run(config, engine="ray", output=tmp_path / "ray")) == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_node_leaves_and_another_joins(
+    cluster: Any, engine: Scheduled, tmp_path: Path, pool_file: Path, expected: list[bytes]
+) -> None:
+    """The node goes while its actor is at a shard; what that was at is done by those who remain."""
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    cluster.wait_for_nodes()
+    job, _ = text_pass(tmp_path / "ray", pool_file, how="hangs", row=27)
+    reporter = RecordingReporter()
+
+    class Meddling(type(engine._crew)):  # pyright: ignore[reportPrivateUsage, reportGeneralTypeIssues]
+        """Takes the node of the actor that hangs away, once it does, and adds another."""
+
+        meddled = False
+
+        def wait(self, until: float | None) -> Any:
+            if not self.meddled and marks(job, "failed") and len(self._running) == 1 and self._nodes:
+                (worker,) = self._running.values()
+                node = next(one for one in cluster.list_all_nodes() if one.node_id == self._nodes[worker])
+                if node is cluster.head_node:
+                    pytest.skip("the shard that hangs went to the head, which cannot leave")
+                self.meddled = True
+                cluster.remove_node(node)
+                cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+            return super().wait(until)
+
+    engine._crew.__class__ = Meddling  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    started = time.monotonic()
+    engine.run(job, "pass", reporter)
+    assert time.monotonic() - started < 120
+    assert shards(job) == expected
+    assert [line for line in reporter.said if "left" in line]
+    assert len(marks(job, "at")) == SHARDS + 1
