@@ -113,7 +113,7 @@ def test_a_failed_shard_is_done_by_another_worker(
 ) -> None:
     job, _ = text_pass(tmp_path / "local", pool_file, how=how)
     reporter = RecordingReporter()
-    with local(2, seconds=1.5 if how == "hangs" else None) as engine:
+    with local(2, seconds=12.0 if how == "hangs" else None) as engine:
         engine.run(job, "pass", reporter)
     assert shards(job) == expected
     assert job.cells[0].features.is_complete
