@@ -239,7 +239,9 @@ def test_no_file_of_the_folder_is_about_another_selection(config: dict[str, Any]
     assert (output / "selected.jsonl").exists()
     run(config, representation=("bm25",), budget=9, until="score")
     left = {path.name for path in output.iterdir() if path.name not in ("artifacts", ".lock", "methods")}
-    assert left == {"scores.parquet", "quarantine.jsonl", "rejected_queries.jsonl", "run.yaml", "manifest.json"}
+    assert left == {"scores.parquet", "quarantine.jsonl", "rejected_queries.jsonl", "run.yaml", "manifest.json"} | {
+        "queries.jsonl"
+    }
     assert list((output / "methods").glob("*")) == []
 
 

@@ -25,6 +25,8 @@ CONTRACT = {
     "spectrum.svg",
     "run.yaml",
     "manifest.json",
+    "queries.jsonl",
+    "report.html",
 }
 WARMUP = {"epochs": 2, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 4, "alpha": 8}}
 
@@ -94,7 +96,7 @@ class RecordingReporter(SilentReporter):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The contract's files but for those that hold times or paths."""
-    return {name: (folder / name).read_bytes() for name in CONTRACT - {"manifest.json", "run.yaml"}}
+    return {name: (folder / name).read_bytes() for name in CONTRACT - {"manifest.json", "run.yaml", "report.html"}}
 
 
 def adapter_of(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from rich.table import Table
 from gistselect import __version__
 from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
+from gistselect.looking import register
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
@@ -297,6 +298,7 @@ _ENGINE = re.compile(r"^--engine(?=$|=)")
 
 
 app.meta.suppress_keyboard_interrupt = False
+register(app)
 
 
 @app.meta.default

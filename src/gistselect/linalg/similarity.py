@@ -29,6 +29,17 @@ def cosine_scores(pool: NDArray[np.floating], targets: NDArray[np.floating]) -> 
     return unit @ (targets / target_norms[:, None]).T
 
 
+def cosines(rows: NDArray[np.floating], queries: NDArray[np.floating]) -> FloatArray:
+    """Cosines (n, n_query) of any vectors (n, r) and (n_query, r); 0 where either has no length or is not finite."""
+
+    def unit(vectors: NDArray[np.floating]) -> FloatArray:
+        vectors = np.nan_to_num(np.asarray(vectors, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+    return unit(rows) @ unit(queries).T
+
+
 def mean_of_columns(scores: FloatArray, groups: NDArray[np.integer]) -> FloatArray:
     """Means (n, n_group) of scores (n, n_query) over the queries of each group; `groups` (n_query,) counts from 0.
 

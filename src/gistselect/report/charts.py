@@ -1,13 +1,19 @@
-"""Charts as self-contained SVG: no script, no fonts to fetch, every text escaped."""
+"""Charts as self-contained SVG: no script, no fonts to fetch, every text escaped.
+
+Each element has a colour of its own, for the file, and a class, by which a page sets another in its dark theme.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
+
+from gistselect.report.inert import inert
 
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 40, 48
+LEGEND_LINE = 18
 PALETTE = ("#2457a6", "#c8511b", "#2f855a", "#8a3ffc", "#a56a00", "#117a8b")
 
 
@@ -28,53 +34,135 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float] | None = None,
+    marks: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """An SVG document with the curves, axes with five ticks each, and a legend."""
-    x_low, x_high = _extent([value for line in lines for value in line.x])
-    y_low, y_high = y_range or _extent([value for line in lines for value in line.y])
-
-    def at(x: float, y: float) -> str:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-        return f"{across:.1f},{down:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="22" font-size="15" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
-    ]
-    for step in range(5):
-        x, y = x_low + (x_high - x_low) * step / 4, y_low + (y_high - y_low) * step / 4
-        across, down = at(x, y).split(",")
-        parts += [
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e3e3e3"/>',
-            f'<text x="{LEFT - 8}" y="{float(down) + 4:.1f}" text-anchor="end" fill="#555555">{y:.3g}</text>',
-            f'<text x="{across}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555555">{x:.3g}</text>',
-        ]
+    """An SVG document with the curves, axes with round ticks, vertical `marks` (name, x) and a legend."""
+    plot = Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x=extent([value for line in lines for value in line.x]),
+        y=y_range or extent([value for line in lines for value in line.y]),
+        legend=[line.name for line in lines],
+    )
     for index, line in enumerate(lines):
-        colour = PALETTE[index % len(PALETTE)]
-        points = " ".join(at(x, y) for x, y in zip(line.x, line.y, strict=True))
+        points = " ".join(f"{plot.across(x):.1f},{plot.down(y):.1f}" for x, y in zip(line.x, line.y, strict=True))
         dash = ' stroke-dasharray="5 4"' if line.dashed else ""
-        legend = TOP + 16 * index + 6
-        parts += [
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>',
-            f'<line x1="{WIDTH - 200}" x2="{WIDTH - 176}" y1="{legend}" y2="{legend}" stroke="{colour}" '
-            f'stroke-width="2"{dash}/>',
-            f'<text x="{WIDTH - 170}" y="{legend + 4}" fill="#1a1a1a">{escape(line.name)}</text>',
+        plot.add(f'<polyline {stroke(index)} points="{points}" fill="none" stroke-width="2"{dash}/>')
+    for name, x in marks:
+        plot.mark(name, x)
+    return plot.svg()
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """An SVG in the making: a title, two axes, what is drawn between them, and a legend below."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: tuple[float, float]
+    y: tuple[float, float]
+    legend: Sequence[str] = ()
+    parts: list[str] = field(default_factory=list)
+    marked: int = 0
+
+    def across(self, x: float) -> float:
+        """Horizontal place of a value; what lies outside the axis is drawn at its end."""
+        return LEFT + _share(x, self.x) * (WIDTH - LEFT - RIGHT)
+
+    def down(self, y: float) -> float:
+        """Vertical place of a value, as `across`."""
+        return HEIGHT - BOTTOM - _share(y, self.y) * (HEIGHT - TOP - BOTTOM)
+
+    def add(self, element: str) -> None:
+        """An element over those before it."""
+        self.parts.append(element)
+
+    def mark(self, name: str, x: float) -> None:
+        """A named vertical line."""
+        at, height = self.across(x), TOP + 12 + 15 * self.marked
+        self.marked += 1
+        end = at > (WIDTH + LEFT) / 2
+        self.add(
+            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#1a1a1a" '
+            f'stroke-dasharray="3 3"/><text class="ink" x="{at - 5 if end else at + 5:.1f}" y="{height}" '
+            f'text-anchor="{"end" if end else "start"}" fill="#1a1a1a">{inert(name)}</text>'
+        )
+
+    def svg(self) -> str:
+        """The document."""
+        height = HEIGHT + LEGEND_LINE * len(self.legend)
+        opening = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+            f'font-family="system-ui, sans-serif" font-size="12">',
+            f"<title>{inert(self.title)}</title>",
+            f'<rect class="ground" width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+            f'<text class="ink" x="{LEFT}" y="22" font-size="15" font-weight="600" fill="#1a1a1a">'
+            f"{inert(self.title)}</text>",
         ]
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts += [
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle" fill="#333333">'
-        f"{escape(x_label)}</text>",
-        f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle" fill="#333333">'
-        f"{escape(y_label)}</text>",
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+        middle = (TOP + HEIGHT - BOTTOM) / 2
+        closing = [
+            f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle" '
+            f'fill="#333333">{inert(self.x_label)}</text>',
+            f'<text class="label" transform="translate(16 {middle}) rotate(-90)" text-anchor="middle" fill="#333333">'
+            f"{inert(self.y_label)}</text>",
+        ]
+        for index, name in enumerate(self.legend):
+            line = HEIGHT + LEGEND_LINE * index + 4
+            closing += [
+                f'<rect {fill(index)} x="{LEFT}" y="{line - 5}" width="18" height="6"/>',
+                f'<text class="ink" x="{LEFT + 26}" y="{line + 3}" fill="#1a1a1a">{inert(name)}</text>',
+            ]
+        return "\n".join([*opening, *self._ticks(), *self.parts, *closing, "</svg>"]) + "\n"
+
+    def _ticks(self) -> list[str]:
+        parts = []
+        for y in ticks(*self.y):
+            down = self.down(y)
+            parts += [
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}" '
+                'stroke="#e3e3e3"/>',
+                f'<text class="tick" x="{LEFT - 8}" y="{down + 4:.1f}" text-anchor="end" fill="#555555">'
+                f"{number(y)}</text>",
+            ]
+        for x in ticks(*self.x):
+            parts.append(
+                f'<text class="tick" x="{self.across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" '
+                f'fill="#555555">{number(x)}</text>'
+            )
+        return parts
 
 
-def _extent(values: Sequence[float]) -> tuple[float, float]:
+def stroke(index: int) -> str:
+    """Class and colour of the outline of a series."""
+    return f'class="line-{index % len(PALETTE)}" stroke="{PALETTE[index % len(PALETTE)]}"'
+
+
+def fill(index: int) -> str:
+    """Class and colour of the area of a series."""
+    return f'class="area-{index % len(PALETTE)}" fill="{PALETTE[index % len(PALETTE)]}"'
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values within an interval, at most `most`."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A tick's text."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def extent(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value, apart from each other."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _share(value: float, ends: tuple[float, float]) -> float:
+    return min(max((value - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from gistselect.linalg.similarity import cosines
 from gistselect.types import Example, Record
 
 if TYPE_CHECKING:
@@ -239,6 +240,17 @@ class Representation(BaseModel, ABC):
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray | None:
         """Best scores (n_draws,) of rows without signal, where there is such a model of chance."""
         return None
+
+    def nearness(self, features: Features, fitted: Fitted) -> FloatArray | None:
+        """How near rows are to single queries (n, n_query), to explain a score; None where they are not told apart.
+
+        By default the cosine with the `query_features` of the fit, if what is kept of a row is of the same kind.
+        """
+        queries = fitted.arrays.get("query_features")
+        if queries is None:
+            return None
+        rows = self.points(features, fitted)
+        return cosines(rows, queries) if queries.shape[1] == rows.shape[1] else None
 
     def reference(self, queries: Queries, sample: Sequence[Example], at: Any) -> FloatArray | None:
         """Scores (n_sample, n_group) of a few rows without the approximation of this representation, if it is one."""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.engine import Engine
 from gistselect.run.features import Features
+from gistselect.run.finished import write_queries
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import RUN_YAML, remember
+from gistselect.run.reporting import write_report
 from gistselect.run.results import (
     agreement_lines,
     publish_scores,
@@ -50,6 +52,8 @@ def execute(
             counts = _carry_out(plan, config, reporter, clock, sources, engine)
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
+        if plan.goes_to("select"):
+            write_report([config.output])
     reporter.say(f"Results are in {config.output}")
 
 
@@ -87,6 +91,7 @@ def _carry_out(
 def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources, engine: Engine) -> None:
     """Everything before scores: the pool read, the warm-up, and what the passes keep of every row."""
     write_rejected_queries(plan.targets, config.output)
+    write_queries(plan.targets, config.output)
     with clock("ingest"):
         plan.records.run(reporter)
         if plan.tokens:

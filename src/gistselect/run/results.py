@@ -20,6 +20,7 @@ from gistselect.report.spectrum import draw_spectrum
 from gistselect.run.cells import FOLDER, load_fit
 from gistselect.run.choosing import SELECTED, SELECTION, Select
 from gistselect.run.comparing import COMPARISON
+from gistselect.run.finished import MANIFEST, described
 from gistselect.run.plan import METHODS, Method, Plan
 from gistselect.run.progress import duration
 from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
@@ -29,6 +30,7 @@ from gistselect.selection.budget import rows_for_budget
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "datasets")
 SPECTRUM = "spectrum.svg"
+REPORT = "report.html"
 SUBSPACE_JSON, SUBSPACE_ARRAYS = "subspace.json", "subspace.safetensors"
 
 
@@ -66,7 +68,7 @@ def retract_methods(plan: Plan, output: Path) -> None:
 def _retract_selection(select: Select, folder: Path) -> None:
     made, shown = select.artifact / SELECTION, folder / SELECTION
     if shown.exists() and not (made.exists() and filecmp.cmp(made, shown, shallow=False)):
-        for name in (SELECTION, SELECTED, COMPARISON):
+        for name in (SELECTION, SELECTED, COMPARISON, REPORT):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -140,7 +142,7 @@ def write_manifest(
 ) -> None:
     """manifest.json: versions, digests, counts and times."""
     write_json(
-        folder / "manifest.json",
+        folder / MANIFEST,
         {
             "gistselect": __version__,
             "python": platform.python_version(),
@@ -152,6 +154,7 @@ def write_manifest(
                 for method in plan.methods
             },
             "pool": plan.candidates.facts,
+            "results": described(plan, folder),
             "found": plan.records.rows.facts["found"],
             "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
             **counts,

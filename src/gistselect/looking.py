@@ -1,0 +1,62 @@
+"""Commands that look at a finished run: its page, and the reasons of a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+from gistselect.terminal import Terminal
+
+
+def report(folder: Path, *others: Path, output: Path | None = None) -> None:
+    """Write report.html of a finished run anew, and compare it with other runs if some are named.
+
+    Typical use:
+
+        gistselect report runs/math
+        gistselect report runs/math runs/cheap --output both.html
+
+    Parameters
+    ----------
+    folder:
+        Run folder that holds a selection.
+    others:
+        Run folders to compare it with.
+    output:
+        Where the page goes; by default report.html in the run folder.
+    """
+    from gistselect.run.reporting import write_report
+
+    Terminal().print(str(write_report([folder, *others], output)), markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(folder: Path, *, id: str | None = None, row: int | None = None, whole: bool = False) -> None:
+    """Say why a row of the pool was selected, rejected or quarantined.
+
+    Typical use:
+
+        gistselect explain runs/math --row 17
+        gistselect explain runs/math --id alpaca-5
+
+    Parameters
+    ----------
+    folder:
+        Run folder that holds a selection.
+    id:
+        The row's id.
+    row:
+        The row's number in the pool, from 0.
+    whole:
+        Show all of its text.
+    """
+    from gistselect.run.reasons import explained
+
+    for line in explained(folder, id=id, row=row, whole=whole):
+        Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def register(app: App) -> None:
+    """Give the command line these commands."""
+    app.command(report)
+    app.command(explain)
