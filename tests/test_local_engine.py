@@ -107,7 +107,7 @@ def marks(job: Pass, name: str) -> list[str]:
     return sorted(path.name for path in options.folder.glob(f"{name}-*"))
 
 
-@pytest.mark.parametrize("how", ["dies", "raises", "memory", "hangs"])
+@pytest.mark.parametrize("how", ["dies", "raises", "memory", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_failed_shard_is_done_by_another_worker(
     tmp_path: Path, pool_file: Path, expected: list[bytes], how: str
 ) -> None:
