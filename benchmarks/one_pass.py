@@ -28,7 +28,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.model.directions import DirectionSink
 from gistselect.model.engine_config import EngineConfig, ProjectionConfig, SketchConfig
 from gistselect.model.gradients import GradientEngine
-from gistselect.model.loading import load_model
+from gistselect.model.loading import LanguageModel, load_model
 from gistselect.model.sinks import Collector, GatheringCollector, ProjectionSink, SketchSink
 from gistselect.types import Example, Record
 
@@ -49,13 +49,7 @@ def main(
 ) -> None:
     """Print medians of interleaved repeats, in CPU seconds (machines are shared), and ratios within a repeat."""
     torch.set_num_threads(threads)
-    demo = Path(str(files("gistselect.demo")))
-    bare = load_model(ModelConfig(path=str(demo / "model"), device="cpu"))
-    adapted = attach_adapter(bare, AdapterConfig(rank=adapter_rank, alpha=adapter_rank), SEED)
-    for name, value in adapter_parameters(adapted.model).items():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(value, std=0.01)
-    examples = pool_examples(demo / "data" / "train", adapted.tokenizer, rows)
+    adapted, examples = demo_model(adapter_rank, rows)
     with GradientEngine(adapted, engine) as gradients:
         arms = sinks(gradients, subspace_rank, dimension)
         every = [sink for one in arms.values() for sink in one]
@@ -68,6 +62,17 @@ def main(
             works[f"{name}: own arithmetic"] = lambda one=one: arithmetic(gradients, dense, one)
         works["all in one pass"] = lambda: gradients.collect(examples, every)
         report(list(arms), measured(works, repeats))
+
+
+def demo_model(adapter_rank: int, rows: int) -> tuple[LanguageModel, list[Example]]:
+    """The demo's model with an adapter that has gradients in both factors, and rows of its pool."""
+    demo = Path(str(files("gistselect.demo")))
+    bare = load_model(ModelConfig(path=str(demo / "model"), device="cpu"))
+    adapted = attach_adapter(bare, AdapterConfig(rank=adapter_rank, alpha=adapter_rank), SEED)
+    for name, value in adapter_parameters(adapted.model).items():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(value, std=0.01)
+    return adapted, pool_examples(demo / "data" / "train", adapted.tokenizer, rows)
 
 
 def pool_examples(folder: Path, tokenizer: object, rows: int) -> list[Example]:

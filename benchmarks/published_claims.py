@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import cyclopts
@@ -18,16 +17,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gistselect.model.adapters import AdapterConfig, adapter_parameters, attach_adapter
 from gistselect.model.basis import Basis
-from gistselect.model.config import ModelConfig
 from gistselect.model.directions import DirectionSink
 from gistselect.model.engine_config import ProjectionConfig
 from gistselect.model.gradients import GradientEngine
-from gistselect.model.loading import load_model
 from gistselect.model.sinks import Collector, ProjectionSink
 from gistselect.run.store import write_table
-from one_pass import SEED, measured, pool_examples, sinks
+from one_pass import SEED, demo_model, measured, sinks
 
 app = cyclopts.App(help=__doc__)
 POOL_ROWS, LESS_BYTES, CHECKPOINTS = 270_000, 17.7e9, 4
@@ -46,13 +42,7 @@ def main(
 ) -> None:
     """Print medians in CPU seconds over interleaved repeats, and ratios within a repeat."""
     torch.set_num_threads(threads)
-    demo = Path(str(files("gistselect.demo")))
-    bare = load_model(ModelConfig(path=str(demo / "model"), device="cpu"))
-    adapted = attach_adapter(bare, AdapterConfig(rank=adapter_rank, alpha=adapter_rank), SEED)
-    for name, value in adapter_parameters(adapted.model).items():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(value, std=0.01)
-    examples = pool_examples(demo / "data" / "train", adapted.tokenizer, rows)
+    adapted, examples = demo_model(adapter_rank, rows)
     with GradientEngine(adapted) as engine:
         arms = sinks(engine, subspace_rank, dimension)
         gist, (dense,) = arms["gist, 3 targets"], arms["less"]

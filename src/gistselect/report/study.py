@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLOURS = ("#2457a6", "#c8511b", "#2f855a", "#8a3ffc", "#a56a00", "#117a8b")
+from gistselect.report.charts import PALETTE as COLOURS
+
 INK, QUIET, RULE = "#1a1a1a", "#555555", "#e3e3e3"
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 250, 28, 48, 46
 ROW = 24

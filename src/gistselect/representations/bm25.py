@@ -19,20 +19,17 @@ from pydantic import Field
 from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
 from gistselect.representations.interface import (
-    Features,
     Fitted,
     FloatArray,
     Prepared,
     Queries,
-    Reads,
-    Representation,
-    Scores,
+    ScoredText,
     TextSource,
 )
 from gistselect.types import Record
 
 
-class BM25(Representation):
+class BM25(ScoredText):
     """Mean over a group's queries of the BM25 score of a row."""
 
     k1: float = Field(default=1.2, ge=0)
@@ -42,16 +39,11 @@ class BM25(Representation):
 
     name: ClassVar[str] = "bm25"
     title: ClassVar[str] = "BM25"
-    reads: ClassVar[Reads] = "text"
     definition: ClassVar[str] = (
         "mean over a group's queries of the summed weights of the words that the row shares with the query (0 or more, "
         "no unit, higher is nearer)"
     )
     unscored: ClassVar[str] = "its score is not finite; check the row's text"
-
-    def width(self, n_queries: int) -> int:
-        """One number for each group; at most one a query."""
-        return n_queries
 
     def fit(self, queries: Queries, at: TextSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """Weights of the queries' words, from one pass over the pool's text.
@@ -92,10 +84,6 @@ class BM25(Representation):
             b=self.b,
             mean_length=fitted.facts["mean_length"],
         )
-
-    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
-        """The scores as they were collected."""
-        return Scores(values=shard[0].values.astype(np.float64))
 
 
 class _Collector:

@@ -28,14 +28,11 @@ from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
 from gistselect.linalg.hashing import fingerprints, mixed
 from gistselect.representations.interface import (
-    Features,
     Fitted,
     FloatArray,
     Prepared,
     Queries,
-    Reads,
-    Representation,
-    Scores,
+    ScoredText,
     TextSource,
 )
 from gistselect.streams import Stream, uniforms
@@ -45,7 +42,7 @@ NEVER_ZERO = 1e-8
 """Added to both shares before their logarithms, as published."""
 
 
-class DSIR(Representation):
+class DSIR(ScoredText):
     """Log importance weight of a row's hashed n-grams."""
 
     buckets: int = Field(default=10_000, ge=2)
@@ -61,16 +58,11 @@ class DSIR(Representation):
 
     name: ClassVar[str] = "dsir"
     title: ClassVar[str] = "DSIR"
-    reads: ClassVar[Reads] = "text"
     definition: ClassVar[str] = (
         "log importance weight of the row's hashed words and pairs of words for a group's queries against the pool "
         "(nats, higher is nearer), with Gumbel noise unless noise=false"
     )
     unscored: ClassVar[str] = "its score is not finite; check the row's text"
-
-    def width(self, n_queries: int) -> int:
-        """One number for each group; at most one a query."""
-        return n_queries
 
     @property
     def prepare_inputs(self) -> dict[str, Any]:
@@ -101,10 +93,9 @@ class DSIR(Representation):
         of_queries += self.smoothing
         shares = of_queries / of_queries.sum(axis=1, keepdims=True)
         pool_shares = of_pool / max(of_pool.sum(), 1)
-        names = [f"{queries.target}\0{group}" for group in queries.group_names]
         arrays = {
             "log_ratio": np.log(shares + NEVER_ZERO) - np.log(pool_shares + NEVER_ZERO),
-            "names": fingerprints(names).view(np.int64),
+            "names": queries.column_numbers,
         }
         return Fitted(groups=queries.group_names, arrays=arrays)
 
@@ -118,10 +109,6 @@ class DSIR(Representation):
         """Scores (n, n_group) of the rows; they are their own features."""
         assert fitted is not None
         return _Collector(self, fitted.arrays["log_ratio"], fitted.arrays["names"])
-
-    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
-        """The scores as they were collected."""
-        return Scores(values=shard[0].values.astype(np.float64))
 
 
 class _Collector:

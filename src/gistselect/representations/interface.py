@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from gistselect.linalg.hashing import fingerprints
 from gistselect.linalg.similarity import cosines
 from gistselect.types import Example, Record
 
@@ -50,6 +51,11 @@ class Queries:
         """(n_query,) column of each query's group."""
         column = {name: index for index, name in enumerate(self.group_names)}
         return np.array([column[group] for group in self.groups], dtype=np.intp)
+
+    @property
+    def column_numbers(self) -> NDArray[np.int64]:
+        """(n_group,) numbers of target and group, which tell the random draws of score columns apart."""
+        return fingerprints(f"{self.target}\0{group}" for group in self.group_names).view(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,3 +261,17 @@ class Representation(BaseModel, ABC):
     def reference(self, queries: Queries, sample: Sequence[Example], at: Any) -> FloatArray | None:
         """Scores (n_sample, n_group) of a few rows without the approximation of this representation, if it is one."""
         return None
+
+
+class ScoredText(Representation, ABC):
+    """A representation of text that keeps nothing of a row but its scores."""
+
+    reads: ClassVar[Reads] = "text"
+
+    def width(self, n_queries: int) -> int:
+        """One number for each group; at most one a query."""
+        return n_queries
+
+    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
+        """The scores as they were collected."""
+        return Scores(values=shard[0].values.astype(np.float64))

@@ -20,14 +20,11 @@ from pydantic import Field
 from gistselect.data.words import text_of, words
 from gistselect.linalg.hashing import fingerprints
 from gistselect.representations.interface import (
-    Features,
     Fitted,
     FloatArray,
     Prepared,
     Queries,
-    Reads,
-    Representation,
-    Scores,
+    ScoredText,
     TextSource,
 )
 from gistselect.streams import Stream, uniforms
@@ -38,7 +35,7 @@ N_BINS = 64
 """Bins of a histogram; the last holds everything from 2 ** 31.5 words on."""
 
 
-class Length(Representation):
+class Length(ScoredText):
     """How well a row's length fits a group's queries, with chance."""
 
     order: Literal["matched", "longest", "shortest"] = "matched"
@@ -48,16 +45,11 @@ class Length(Representation):
 
     name: ClassVar[str] = "length"
     title: ClassVar[str] = "Length"
-    reads: ClassVar[Reads] = "text"
     definition: ClassVar[str] = (
         "log importance weight of the row's length for a group's queries plus Gumbel noise (nats, higher is chosen "
         "first); with order=longest the number of words, with order=shortest its negative"
     )
     unscored: ClassVar[str] = "its score is not finite; this is a defect of gistselect"
-
-    def width(self, n_queries: int) -> int:
-        """One number for each group; at most one a query."""
-        return n_queries
 
     @property
     def prepare_inputs(self) -> dict[str, Any] | None:
@@ -88,18 +80,13 @@ class Length(Representation):
             # A bin without a row of the pool has no weight to give.
             ratio = np.divide(asked, share, out=np.zeros_like(asked), where=share > 0)
             weights = np.log((ratio + 1) / (sizes[:, None] + 1))
-        names = [f"{queries.target}\0{group}" for group in queries.group_names]
-        arrays = {"weights": weights, "names": fingerprints(names).view(np.int64)}
+        arrays = {"weights": weights, "names": queries.column_numbers}
         return Fitted(groups=queries.group_names, arrays=arrays)
 
     def collector(self, fitted: Fitted | None, at: TextSource) -> _Collector:
         """Scores (n, n_group) of the rows; they are their own features."""
         assert fitted is not None
         return _Collector(self, fitted.arrays["weights"], fitted.arrays["names"])
-
-    def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
-        """The scores as they were collected."""
-        return Scores(values=shard[0].values.astype(np.float64))
 
 
 class _Collector:
