@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import cyclopts
 from cyclopts import App, Parameter
-from rich.table import Table
 
 from gistselect import __version__
 from gistselect.bench.config import BenchConfig
@@ -23,7 +22,7 @@ from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
-from gistselect.terminal import Terminal
+from gistselect.terminal import Terminal, print_table
 
 EXAMPLES = """
 Typical use:
@@ -247,30 +246,6 @@ def demo(*, output: Path = Path("runs/demo")) -> None:
 
 
 @app.command
-def spectrum(folder: Path) -> None:
-    """Singular values of the query gradients of a run, and the rank that keeps 95 % of their variance.
-
-    Parameters
-    ----------
-    folder:
-        Run folder that holds scores.
-    """
-    from gistselect.files import read_json
-    from gistselect.report.spectrum import draw_spectrum, leading_values, spectrum_table
-    from gistselect.run.results import SPECTRUM, SUBSPACE_JSON
-
-    if not (folder / SUBSPACE_JSON).is_file():
-        raise ConfigError(
-            f"{folder} holds no {SUBSPACE_JSON}; run 'gistselect score --output {folder}' with gist first."
-        )
-    described = read_json(folder / SUBSPACE_JSON)
-    draw_spectrum(described, folder / SPECTRUM)
-    print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
-    Terminal().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
-    Terminal().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
-
-
-@app.command
 def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) -> None:
     """Time the gradient engine against the published loop and against plain backward passes, in one interleaved run."""
     from gistselect.bench.measure import bench, format_table
@@ -279,18 +254,6 @@ def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) 
     _quiet_libraries()
     table = format_table(bench(config or BenchConfig(), Reporter().say))
     Terminal().print(table, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A table on standard output; cell text is never markup."""
-    from rich.text import Text
-
-    table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(Text(name), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row.values()))
-    Terminal().print(table)
 
 
 _ENGINE = re.compile(r"^--engine(?=$|=)")

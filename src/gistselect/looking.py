@@ -1,4 +1,4 @@
-"""Commands that look at a finished run: its page, and the reasons of a row."""
+"""Commands that look at a finished run: its page, the reasons of a row, and its spectrum."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from gistselect.terminal import Terminal
+from gistselect.errors import ConfigError
+from gistselect.terminal import Terminal, print_table
 
 
 def report(folder: Path, *others: Path, output: Path | None = None) -> None:
@@ -56,7 +57,31 @@ def explain(folder: Path, *, id: str | None = None, row: int | None = None, whol
         Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def spectrum(folder: Path) -> None:
+    """Singular values of the query gradients of a run, and the rank that keeps 95 % of their variance.
+
+    Parameters
+    ----------
+    folder:
+        Run folder that holds scores.
+    """
+    from gistselect.files import read_json
+    from gistselect.report.spectrum import draw_spectrum, leading_values, spectrum_table
+    from gistselect.run.results import SPECTRUM, SUBSPACE_JSON
+
+    if not (folder / SUBSPACE_JSON).is_file():
+        raise ConfigError(
+            f"{folder} holds no {SUBSPACE_JSON}; run 'gistselect score --output {folder}' with gist first."
+        )
+    described = read_json(folder / SUBSPACE_JSON)
+    draw_spectrum(described, folder / SPECTRUM)
+    print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
+    Terminal().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
+    Terminal().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
+
+
 def register(app: App) -> None:
     """Give the command line these commands."""
     app.command(report)
     app.command(explain)
+    app.command(spectrum)

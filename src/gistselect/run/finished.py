@@ -15,7 +15,8 @@ from gistselect.report.facts import Query, Turn
 from gistselect.run.choosing import SELECTION
 from gistselect.run.comparing import COMPARISON
 from gistselect.run.ingest import RecordRows
-from gistselect.run.plan import Method, Plan
+from gistselect.run.methods import Method
+from gistselect.run.plan import Plan
 from gistselect.run.scoring import QUARANTINE, SCORES
 from gistselect.run.store import INPUTS, Artifact
 from gistselect.run.targets import Target

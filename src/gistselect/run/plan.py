@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING, Any
 from gistselect.errors import ConfigError
 from gistselect.files import digest
 from gistselect.model.config import ModelConfig
-from gistselect.representations.interface import Representation
-from gistselect.run import agreement, choosing, ingest, scoring, warmup
-from gistselect.run.agreement import Agreement
-from gistselect.run.arms import BASELINES
-from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
-from gistselect.run.choosing import Select
+from gistselect.run import ingest, warmup
+from gistselect.run.cells import Checkpoint, Keys, lay_out
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.features import Features
 from gistselect.run.ingest import ReadPool, Tokenise
+from gistselect.run.methods import Inputs, Method, arm_names, make_method
 from gistselect.run.models import RunModel
-from gistselect.run.scoring import Score
 from gistselect.run.store import Store
 from gistselect.run.targets import Target, load_tasks, queries
 from gistselect.run.warmup import Given, WarmUp
@@ -31,22 +27,6 @@ from gistselect.run.warmup import Given, WarmUp
 if TYPE_CHECKING:
     from gistselect.data.pool import Pool
     from gistselect.model.loading import LanguageModel
-
-METHODS = "methods"
-"""Folder of the results of all methods but the first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """One representation of the run, with its stages and the folder of its results."""
-
-    label: str
-    representation: Representation
-    columns: tuple[Column, ...]
-    score: Score
-    agreement: Agreement | None
-    select: Select
-    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,14 +217,23 @@ class _Planner:
             tokens=self.tokens.artifact if self.tokens else None,
             warmup=self.warmup,
         )
-        methods = tuple(self._method(name, columns[name], first=index == 0) for index, name in enumerate(columns))
+        inputs = Inputs(
+            config=config,
+            store=self.store,
+            pool=self.pool,
+            records=self.records,
+            tokens=self.tokens,
+            warmup=self.warmup,
+        )
+        methods = tuple(
+            make_method(inputs, name, one, columns[name], first=index == 0)
+            for index, (name, one) in enumerate(self.representations.items())
+        )
         compare = None
         if self.trains:
             assert self.trained is not None
             assert self.finetune_tokens is not None
-            arms = {
-                method.label: method.representation.title if len(methods) == 1 else _arm(method) for method in methods
-            }
+            arms = arm_names(methods)
             compare = plan_comparison(
                 config,
                 store=self.store,
@@ -273,76 +262,3 @@ class _Planner:
             compare=compare,
             described=described,
         )
-
-    def _method(self, name: str, columns: tuple[Column, ...], *, first: bool) -> Method:
-        config, representation = self.config, self.representations[name]
-        choosing.refuse_unfit(config.selection, representation)
-        candidates = self.tokens.rows if self.tokens else self.records.rows
-        score = Score(
-            label=name,
-            representation=representation,
-            columns=columns,
-            rows=candidates,
-            warmup=self.warmup if representation.reads == "gradient" else None,
-            strict=config.strict,
-            seed=config.seed,
-            artifact=self.store.artifact(
-                "scores",
-                scoring.VERSION,
-                representation=representation.name,
-                representation_version=representation.version,
-                options=representation.score_inputs,
-                rows=candidates.artifact.key,
-                columns=[
-                    [column.target, *([fit.artifact.key, cell.features.key] for fit, cell in column.entries)]
-                    for column in columns
-                ],
-                weights=self.warmup.weight_rule if self.warmup and representation.reads == "gradient" else None,
-                seed=config.seed,
-            ),
-        )
-        select = Select(
-            score=score,
-            records=self.records.rows,
-            pool=self.pool,
-            options=config.selection,
-            output_format=config.output_format,
-            artifact=self.store.artifact(
-                "selection",
-                choosing.VERSION,
-                scores=score.artifact.key,
-                output_format=config.output_format,
-                **config.selection_inputs,
-            ),
-        )
-        return Method(
-            label=name,
-            representation=representation,
-            columns=columns,
-            score=score,
-            agreement=self._agreement(representation, columns),
-            select=select,
-            folder=config.output if first else config.output / METHODS / name,
-        )
-
-    def _agreement(self, representation: Representation, columns: tuple[Column, ...]) -> Agreement | None:
-        if not representation.is_approximate:
-            return None
-        assert self.tokens is not None
-        return Agreement(
-            columns=columns,
-            rows=self.tokens.rows,
-            seed=self.config.seed,
-            artifact=self.store.artifact(
-                "agreement",
-                agreement.VERSION,
-                columns=[[fit.artifact.key, cell.features.key] for column in columns for fit, cell in column.entries],
-                seed=self.config.seed,
-            ),
-        )
-
-
-def _arm(method: Method) -> str:
-    """The method's name among the arms, where two may have one title and a title may be a baseline's."""
-    own = method.label == method.representation.name and method.representation.title not in BASELINES.values()
-    return method.representation.title if own else method.label

@@ -21,7 +21,8 @@ from gistselect.run.cells import FOLDER, load_fit
 from gistselect.run.choosing import SELECTED, SELECTION, Select
 from gistselect.run.comparing import COMPARISON
 from gistselect.run.finished import MANIFEST, described
-from gistselect.run.plan import METHODS, Method, Plan
+from gistselect.run.methods import METHODS, Method
+from gistselect.run.plan import Plan
 from gistselect.run.progress import duration
 from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
 from gistselect.run.store import publish

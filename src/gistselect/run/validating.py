@@ -24,8 +24,9 @@ from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, difference_of_runs, item_weights
 from gistselect.run.arms import train_rows
 from gistselect.run.comparing import Compare, measured_loss
+from gistselect.run.methods import METHODS, Method
 from gistselect.run.pipeline import Clock, execute, prepare
-from gistselect.run.plan import METHODS, Method, Plan, make_plan
+from gistselect.run.plan import Plan, make_plan
 from gistselect.run.planting import found_in, plant
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import remember

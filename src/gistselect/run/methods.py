@@ -1,0 +1,140 @@
+"""The methods of a run: each representation with its scores, its selection and the folder of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gistselect.data.pool import Pool
+from gistselect.representations.interface import Representation
+from gistselect.run import agreement, choosing, scoring
+from gistselect.run.agreement import Agreement
+from gistselect.run.arms import BASELINES
+from gistselect.run.cells import Column
+from gistselect.run.choosing import Select
+from gistselect.run.config import RunConfig
+from gistselect.run.ingest import ReadPool, Tokenise
+from gistselect.run.scoring import Score
+from gistselect.run.store import Store
+from gistselect.run.warmup import Given, WarmUp
+
+METHODS = "methods"
+"""Folder of the results of all methods but the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One representation of the run, with its stages and the folder of its results."""
+
+    label: str
+    representation: Representation
+    columns: tuple[Column, ...]
+    score: Score
+    agreement: Agreement | None
+    select: Select
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every method of a run works on."""
+
+    config: RunConfig
+    store: Store
+    pool: Pool
+    records: ReadPool
+    tokens: Tokenise | None
+    warmup: WarmUp | Given | None
+
+
+def make_method(
+    inputs: Inputs, label: str, representation: Representation, columns: tuple[Column, ...], *, first: bool
+) -> Method:
+    """The stages of one method, with their keys.
+
+    Raises `ConfigError` if the selector needs what the representation does not keep.
+    """
+    config, store = inputs.config, inputs.store
+    choosing.refuse_unfit(config.selection, representation)
+    score = _score(inputs, label, representation, columns)
+    select = Select(
+        score=score,
+        records=inputs.records.rows,
+        pool=inputs.pool,
+        options=config.selection,
+        output_format=config.output_format,
+        artifact=store.artifact(
+            "selection",
+            choosing.VERSION,
+            scores=score.artifact.key,
+            output_format=config.output_format,
+            **config.selection_inputs,
+        ),
+    )
+    return Method(
+        label=label,
+        representation=representation,
+        columns=columns,
+        score=score,
+        agreement=_agreement(inputs, columns) if representation.is_approximate else None,
+        select=select,
+        folder=config.output if first else config.output / METHODS / label,
+    )
+
+
+def _score(inputs: Inputs, label: str, representation: Representation, columns: tuple[Column, ...]) -> Score:
+    candidates = inputs.tokens.rows if inputs.tokens else inputs.records.rows
+    warmup = inputs.warmup if representation.reads == "gradient" else None
+    return Score(
+        label=label,
+        representation=representation,
+        columns=columns,
+        rows=candidates,
+        warmup=warmup,
+        strict=inputs.config.strict,
+        seed=inputs.config.seed,
+        artifact=inputs.store.artifact(
+            "scores",
+            scoring.VERSION,
+            representation=representation.name,
+            representation_version=representation.version,
+            options=representation.score_inputs,
+            rows=candidates.artifact.key,
+            columns=[
+                [column.target, *([fit.artifact.key, cell.features.key] for fit, cell in column.entries)]
+                for column in columns
+            ],
+            weights=warmup.weight_rule if warmup else None,
+            seed=inputs.config.seed,
+        ),
+    )
+
+
+def _agreement(inputs: Inputs, columns: tuple[Column, ...]) -> Agreement:
+    assert inputs.tokens is not None
+    seed = inputs.config.seed
+    return Agreement(
+        columns=columns,
+        rows=inputs.tokens.rows,
+        seed=seed,
+        artifact=inputs.store.artifact(
+            "agreement",
+            agreement.VERSION,
+            columns=[[fit.artifact.key, cell.features.key] for column in columns for fit, cell in column.entries],
+            seed=seed,
+        ),
+    )
+
+
+def arm_names(methods: Sequence[Method]) -> dict[str, str]:
+    """The name of each method among the arms of a comparison, by label.
+
+    It is the title, except where two methods may have one, or a title may be a baseline's.
+    """
+
+    def name(method: Method) -> str:
+        own = method.label == method.representation.name and method.representation.title not in BASELINES.values()
+        return method.representation.title if own or len(methods) == 1 else method.label
+
+    return {method.label: name(method) for method in methods}
