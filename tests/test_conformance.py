@@ -27,8 +27,12 @@ from gistselect.run.config import RunConfig
 from tiny_runs import WARMUP, adapter_of, run, write_pool, write_target
 
 NAMES = names("representation")
-OPTIONS = {"less": "less:dimension=64,nonzeros=8", "loss_drop": "loss_drop:learning_rate=0.01"}
-NESTED = {"gist", "less", "embedding"}
+OPTIONS = {
+    "less": "less:dimension=64,nonzeros=8",
+    "less_adam": "less_adam:dimension=64,nonzeros=8",
+    "loss_drop": "loss_drop:learning_rate=0.01",
+}
+NESTED = {"gist", "less", "less_adam", "embedding"}
 """Those whose keys hold options within others: of a sketch, of Adam, of an encoder."""
 BROKEN = {4: np.nan, 9: np.inf}
 """Usable rows of the pool whose features are spoilt."""
@@ -141,6 +145,27 @@ def test_a_wrong_option_is_refused_by_name(name: str, one: Representation, defau
     for field in checked:
         with pytest.raises(ConfigError, match=field):
             parse(f"{name}:{field}=no-such+value", defaults)
+
+
+def test_a_score_says_what_it_is_worth(name: str, one: Representation, runs: Runs) -> None:
+    """Its sign and unit in words; of gradients also what chance reaches, and what part of them is looked at."""
+    assert "higher" in one.definition
+    assert any(word in one.definition for word in ("-1 to 1", "nats", "no unit", "share"))
+    scores = runs.scores("first")[name]
+    folder = runs.folder_of(runs.folder / "first", name)
+    table = pq.read_table(folder / "scores.parquet")
+    manifest = json.loads((runs.folder / "first" / "manifest.json").read_bytes())
+    (stored,) = [one["scores"] for one in manifest["results"]["methods"] if one["label"] == label(specification(name))]
+    facts = json.loads((runs.folder / "first" / "artifacts" / stored / "complete.json").read_bytes())["facts"]
+    (null,) = facts["null_score_quantiles"].values()
+    if one.reads == "gradient":
+        energy = table["captured_energy"].to_numpy()
+        assert ((energy > 0) & (energy <= 1)).all()
+        assert null["0.5"] < null["0.95"] < null["0.99"]
+    else:
+        assert "captured_energy" not in table.column_names
+        assert null is None
+    assert len(scores) == table.num_rows
 
 
 def test_a_second_run_gives_the_same_bytes(name: str, runs: Runs) -> None:

@@ -95,12 +95,12 @@ def test_scripts_without_spaces_share_pairs_of_characters(tmp_path: Path) -> Non
     assert ids(output / "selected.jsonl") == ["near"]
 
 
-@pytest.mark.parametrize("direction", ["less", "adam"])
+@pytest.mark.parametrize("name", ["less", "less_adam"])
 def test_less_equals_the_dense_method_at_all_checkpoints(
-    config: dict[str, Any], pool_file: Path, target_file: Path, direction: str
+    config: dict[str, Any], pool_file: Path, target_file: Path, name: str
 ) -> None:
     """Every step by the formula in float64; only the random signs are the tool's own."""
-    output = run(config, representation=(f"less:dimension=512,direction={direction}",), warmup_checkpoints=(1, 2))
+    output = run(config, representation=(f"{name}:dimension=512",), warmup_checkpoints=(1, 2))
     folders = sorted(output.glob("artifacts/warmup-*/training/checkpoint-*"), key=lambda path: int(path.name[11:]))
     rates = [one["mean_learning_rate"] for one in _warmup_facts(output)]
     pool, queries = usable(pool_file), usable(target_file)
@@ -117,7 +117,7 @@ def test_less_equals_the_dense_method_at_all_checkpoints(
         step = _step(folder)
         b1, b2, eps = 0.9, 0.999, 1e-8
         m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        if direction == "less":
+        if name == "less":
             update = m1 / np.sqrt(v1 + eps)
         else:
             update = (m1 / (1 - b1 ** (step + 1))) / (np.sqrt(v1 / (1 - b2 ** (step + 1))) + eps)
@@ -216,6 +216,7 @@ def test_options_of_a_specification() -> None:
         "less:dimension": "name=value",
         "less:dimension=0": "dimension",
         "less:size=3": "its options",
+        "less:direction=adam": "no option 'direction'; .*--representation less_adam",
         "../x": "not understood",
         "embedding": "--encoder",
         "bm25:k1=1\n2": "not understood",

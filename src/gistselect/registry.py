@@ -22,6 +22,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "representation": {
         "gist": "gistselect.representations.gist:Gist",
         "less": "gistselect.representations.less:Less",
+        "less_adam": "gistselect.representations.less:LessAdam",
         "ekfac": "gistselect.representations.ekfac:EKFAC",
         "rds": "gistselect.representations.rds:RDS",
         "loss_drop": "gistselect.representations.loss_drop:LossDrop",

@@ -46,9 +46,9 @@ def parse(kind: str, specification: str, defaults: BaseModel | None = None) -> A
     known = model.model_fields
     shared = {} if defaults is None else {n: getattr(defaults, n) for n in known if n in type(defaults).model_fields}
     if unknown := given.keys() - known.keys():
-        raise ConfigError(
-            f"{kind} {match['name']!r} has no option {min(unknown)!r}; its options: {', '.join(known) or 'none'}."
-        )
+        name = min(unknown)
+        remedy = getattr(model, "former", {}).get(name) or f"its options: {', '.join(known) or 'none'}"
+        raise ConfigError(f"{kind} {match['name']!r} has no option {name!r}; {remedy}.")
     try:
         return model.model_validate({**shared, **given})
     except ValidationError as error:

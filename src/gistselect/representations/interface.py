@@ -163,6 +163,8 @@ class Representation(BaseModel, ABC):
     """Why a row of this representation can have no score, and the remedy."""
     score_only: ClassVar[frozenset[str]] = frozenset()
     """Options that only the scores depend on, not what is kept of a row."""
+    former: ClassVar[Mapping[str, str]] = {}
+    """Options that are no more, each with what stands in its place."""
     has_points: ClassVar[bool] = False
     """Whether rows are points of a space that the `query_features` of a fit lie in too, so that rows can be compared
     with each other and with single queries."""
