@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import subprocess
@@ -21,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gistselect
+from gistselect.cli import main
 
 WARMUP = {"epochs": 1, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 2, "alpha": 4}}
 
@@ -148,16 +150,73 @@ def test_a_temporary_run_folder_goes_with_its_selection(tiny_model: Path, tmp_pa
     assert list(tmp_path.glob("gistselect-*")) == []
 
 
+def held(rows: tuple[dict[str, Any], ...], **changes: Any) -> gistselect.Selection:
+    n = len(rows)
+    values = {
+        "ids": tuple(map(str, range(n))),
+        "scores": np.linspace(0.5, 0.25, n),
+        "best_targets": ("t",) * n,
+        "sources": ("s",) * n,
+        "rows": rows,
+        "output": "runs/a",
+    }
+    return gistselect.Selection(**{**values, **changes})
+
+
 def test_a_selection_of_mixed_schemas_is_one_data_set() -> None:
     rows = ({"id": 1, "meta": {"x": 1}}, {"id": "b", "meta": "none", "extra": 2.5}, {"id": None, "meta": [1, 2]})
-    selection = gistselect.Selection(
-        ids=("1", "b", "3"), scores=np.zeros(3), best_targets=("t",) * 3, rows=rows, output=""
-    )
+    selection = held(rows, ids=("1", "b", "3"))
     assert selection.dataset.to_list() == [
         {"id": "1", "meta": '{"x": 1}', "extra": None},
         {"id": '"b"', "meta": '"none"', "extra": 2.5},
         {"id": None, "meta": "[1, 2]", "extra": None},
     ]
+
+
+def test_a_selection_shows_itself_and_nothing_of_the_data_is_markup() -> None:
+    names = ("<script>alert(1)</script>", "[bold]\u202ex", "plain")
+    selection = held(
+        ({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"}),
+        sources=(*names, "plain"),
+        best_targets=(*names, "t"),
+    )
+    page = selection._repr_html_()
+    assert page.startswith("<table><tr><th>rows</th><td>4</td></tr>")
+    assert "plain 2" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "\u202e" not in page
+    assert "0.5 to 0.25" in page
+    assert repr(selection) == ("Selection(rows: 4, scores: 0.5 to 0.25, sources: 3, best targets: 4, output: runs/a)")
+    assert "rows" in held(())._repr_html_()
+
+
+def test_a_selection_as_a_data_frame() -> None:
+    frame = held(({"id": 7, "text": "a"}, {"text": "b", "extra": [1]})).to_pandas()
+    assert list(frame.columns) == ["rank", "id", "source", "score", "best_target", "row.id", "text", "extra"]
+    assert frame["rank"].tolist() == [1, 2]
+    assert frame["score"].tolist() == [0.5, 0.25]
+    assert frame["text"].tolist() == ["a", "b"]
+    assert frame["row.id"].tolist()[0] == 7
+
+
+def test_why_is_what_explain_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**one, "id": f"r{n}"} for n, one in enumerate(POOL)]
+    options = {"pool": rows, "targets": {"sums": TARGET}, "representation": "bm25", "progress": False}
+    selection = gistselect.select(**options, budget=5, output=tmp_path / "run")
+    rejected = next(one["id"] for one in rows if one["id"] not in selection.ids)
+    for id, status in ((selection.ids[0], "selected"), (rejected, "borderline")):
+        why = selection.why(id)
+        main(["explain", str(tmp_path / "run"), "--id", id])
+        assert capsys.readouterr().out.rstrip("\n") == repr(why)
+        assert why.reasons.status == status
+    assert selection.why(selection.ids[0]).reasons.rank == 1
+    with pytest.raises(gistselect.GistSelectError, match="no row"):
+        selection.why("nobody")
+    gistselect.select(**options, budget=3, output=tmp_path / "run")
+    assert selection.why(rejected).reasons.status == "borderline", "what was read once is not read again"
+    with pytest.raises(gistselect.GistSelectError, match="another selection"):
+        dataclasses.replace(selection).why(rejected)
 
 
 def test_a_live_model_needs_tokenizer_and_adapter(tiny_model: Path) -> None:

@@ -14,12 +14,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gistselect.api import load_selection, select
     from gistselect.errors import GistSelectError
-    from gistselect.types import Selection
+    from gistselect.selected import Selection
 
 _EXPORTS = {
     "select": "gistselect.api",
     "load_selection": "gistselect.api",
-    "Selection": "gistselect.types",
+    "Selection": "gistselect.selected",
     "GistSelectError": "gistselect.errors",
 }
 

@@ -15,9 +15,8 @@ import numpy as np
 from gistselect.data.parts import serialised
 from gistselect.errors import ArtifactMismatchError, ConfigError
 from gistselect.files import write_lines
-from gistselect.run.config import LIVE, RunConfig
 from gistselect.run.store import read_table
-from gistselect.types import Selection
+from gistselect.selected import Selection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,6 +49,7 @@ def select(
 
     Raises `GistSelectError` and its kinds, with the remedy in the message.
     """
+    from gistselect.run.config import LIVE, RunConfig
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter, SilentReporter
 
@@ -93,6 +93,7 @@ def load_selection(folder: str | Path) -> Selection:
         ids=tuple(table["id"].to_pylist()),
         scores=np.asarray(table["score"]),
         best_targets=tuple(table["best_target"].to_pylist()),
+        sources=tuple(table["source"].to_pylist()),
         rows=rows,
         output=str(folder),
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -124,44 +123,3 @@ class Task(Protocol):
     def evaluation(self) -> Sequence[Record]:
         """Held-out items with reference answers, disjoint from the queries; empty if the target has none."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What was selected, best first, with everything needed to use it or to question it."""
-
-    ids: tuple[str, ...]
-    scores: NDArray[np.float64]
-    """(k,) score of each selected row for its best target."""
-    best_targets: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...] = field(repr=False)
-    """The selected rows as they stand in the pool."""
-    output: str
-    """The run folder, with every file behind the selection."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
-
-    @property
-    def dataset(self) -> Any:
-        """The selected rows as a `datasets.Dataset`, in rank order, with the columns of all of them.
-
-        A column whose values have no common type (rows of several sources may differ) holds each as JSON text.
-        """
-        from datasets import Dataset
-
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return Dataset.from_dict({name: _column([row.get(name) for row in self.rows]) for name in names})
-
-
-def _column(values: list[Any]) -> list[Any]:
-    import pyarrow as pa
-
-    try:
-        pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-        return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    return values

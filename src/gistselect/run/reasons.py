@@ -122,6 +122,18 @@ class Explainer:
         texts = self._texts([entry["row"] for entry in entries])
         return [Reasons(status="quarantined", turns=texts.get(entry["row"], ()), **entry) for entry in entries]
 
+    def lines(self, reasons: Reasons, *, whole: bool = False) -> Iterator[str]:
+        """Reasons as people read them; with `whole` no text is shortened."""
+        chosen = read_table(self.main.selection_file, ["score"])["score"].to_numpy()
+        return reason_lines(
+            reasons,
+            self.run.queries,
+            n_scored=len(self.rows),
+            n_selected=len(chosen),
+            threshold=float(chosen.min()),
+            whole=whole,
+        )
+
     def _reasons(self, entry: dict[str, Any], place: int, near: Nearest | None, turns: tuple[Turn, ...]) -> Reasons:
         identity = {name: entry[name] for name in COLUMNS}
         measured = {
@@ -233,17 +245,8 @@ def explained(folder: Path, *, id: str | None, row: int | None, whole: bool = Fa
     """The reasons of one row as lines. Raises `ConfigError` unless it is named by id or number, and is there."""
     if (id is None) == (row is None):
         raise ConfigError("name the row by --id or by --row.")
-    run = FinishedRun.open(folder)
-    explainer = Explainer(run)
-    chosen = read_table(explainer.main.selection_file, ["score"])["score"].to_numpy()
-    yield from reason_lines(
-        explainer.find(id=id, row=row),
-        run.queries,
-        n_scored=len(explainer.rows),
-        n_selected=len(chosen),
-        threshold=float(chosen.min()),
-        whole=whole,
-    )
+    explainer = Explainer(FinishedRun.open(folder))
+    yield from explainer.lines(explainer.find(id=id, row=row), whole=whole)
 
 
 def taken(path: Path, places: NDArray[np.intp]) -> pa.Table:
