@@ -1,111 +1,48 @@
 """The study: does a selection teach a real model more than what is cheap? `python benchmarks/quality.py --small`.
 
-SmolLM2-135M-Instruct, GSM8K, and a seeded part of the pool in a LESS-style folder. It is `gistselect compare` with its
-options written down, so it can be interrupted and continued, and writes a small JSON file of everything it found.
+SmolLM2-135M-Instruct, and a seeded part of the pool in a LESS-style folder. It is `gistselect compare` with its options
+written down (`study_sizes.py`): one pass over the pool for all targets, then target by target, so that it can be
+interrupted and continued; a small JSON file holds everything that is found so far.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import cyclopts
-import numpy as np
 import torch
 
-from gistselect.files import read_json, replacing, write_json
+from gistselect.errors import GistSelectError
+from gistselect.files import write_json
+from gistselect.run.config import RunConfig
+from gistselect.run.pipeline import execute
+from gistselect.run.plan import make_plans
 from gistselect.run.progress import Reporter
-from gistselect.run.study import STUDY, run_study
+from gistselect.run.study import run_study
 from gistselect.run.study_config import StudyConfig
-from study_model import default_cache, study_model
+from study_setup import RESULTS, SHARED, WORK, circumstances, model_folder, pool_part
+from study_sizes import SIZES, Size
+from study_targets import OWN, OwnTargets
 
 app = cyclopts.App(help=__doc__)
-RESULTS = Path(__file__).parent / "results"
-ADAPTER = {"rank": 16, "alpha": 32, "dropout": 0.0}
-SHORT = {"learning_rate": 3e-4, "device_batch_size": 4, "adapter": ADAPTER}
-"""What 16 steps on a CPU need instead of the published 2e-5 on thousands of rows; chosen before any arm was judged."""
-COMMON: dict[str, Any] = {
-    "max_length": 256,
-    "warmup": {**SHORT, "global_batch_size": 4, "epochs": 4},
-    "finetune": {**SHORT, "global_batch_size": 4, "epochs": 1},
-    "warmup_share": 0.1,
-    "template": "model",
-    "dtype": "float32",
-}
-DEMO = {"device_batch_size": 2, "adapter": ADAPTER}
-SIZES: dict[str, dict[str, Any]] = {
-    "demo": {
-        "pool_rows": None,
-        "target": ["gsm8k", "mmlu", "bbh"],
-        "representation": [
-            *("gist", "less:nonzeros=8", "ekfac", "loss_drop", "rds", "bm25", "dsir", "length"),
-        ],
-        "baselines": ["random", "length"],
-        "budgets": [64],
-        "max_length": 2048,
-        "max_queries": 100,
-        "heldout_items": 50,
-        "template": "tulu",
-        "warmup": {**DEMO, "learning_rate": 1e-3, "global_batch_size": 16},
-        "finetune": {**DEMO, "learning_rate": 5e-3, "global_batch_size": 16, "epochs": 2},
-        "train_seeds": [0, 1, 2],
-    },
-    "small": {
-        "pool_rows": 600,
-        "target": ["gsm8k"],
-        "representation": ["gist", "less:nonzeros=8", "ekfac:rows=128", "loss_drop", "rds", "bm25"],
-        "baselines": ["random", "length"],
-        "budgets": [64],
-        "max_queries": 60,
-        "heldout_items": 60,
-        "train_seeds": [0, 1, 2],
-    },
-    "cpu": {
-        "pool_rows": 5000,
-        "target": ["gsm8k", "mmlu", "bbh"],
-        "representation": [
-            *("gist", "less:nonzeros=8", "ekfac", "loss_drop", "rds", "bm25", "dsir"),
-        ],
-        "selectors": ["top_k", "round_robin", "gip"],
-        "baselines": ["random", "length"],
-        "budgets": ["1%", "5%"],
-        "max_queries": 60,
-        "heldout_items": 60,
-        "train_seeds": [0, 1, 2],
-    },
-    "full": {
-        "pool_rows": None,
-        "target": ["gsm8k", "mmlu", "bbh"],
-        "representation": ["gist", "less", "ekfac", "loss_drop", "rds", "bm25", "dsir"],
-        "selectors": ["top_k", "round_robin", "gip"],
-        "baselines": ["random", "length", "full"],
-        "budgets": ["1%", "5%"],
-        "max_length": 1024,
-        "finetune": {**SHORT, "global_batch_size": 32, "epochs": 4},
-        "dtype": "auto",
-        "heldout_items": 200,
-        "train_seeds": [0, 1, 2],
-    },
-}
+PARTS = ("findings", "overlap", "sources")
+"""What is found target by target; the rest of a study is the same for all."""
 
 
 @app.default
 def main(
     *,
-    data: Path = Path(__file__).parents[1].parent / "shared" / "data" / "full",
+    data: Path = SHARED / "full",
     demo: bool = False,
     small: bool = False,
     cpu: bool = False,
     full: bool = False,
     seed: int = 0,
-    work: Path | None = None,
+    work: Path = WORK,
     threads: int = 2,
     train_seeds: tuple[int, ...] = (),
+    plan: bool = False,
     results: Path = RESULTS,
 ) -> None:
     """Run one size of the study, or continue it.
@@ -130,6 +67,8 @@ def main(
         CPU threads.
     train_seeds:
         Seeds of the trainings, fewer than the size has for a first look; by default all.
+    plan:
+        Only make every plan and count the trainings: whatever can be refused is refused now.
     results:
         Folder for the JSON file.
     """
@@ -137,53 +76,70 @@ def main(
     if len(chosen) != 1:
         raise SystemExit("give one of --demo, --small, --cpu and --full.")
     torch.set_num_threads(threads)
-    size = chosen[0]
-    folder = (work or default_cache() / "quality") / f"{size}-{seed}"
-    values = {**COMMON, **SIZES[size], **({"train_seeds": train_seeds} if train_seeds else {})}
-    model = files("gistselect.demo") / "model" if demo else study_model(default_cache())
-    pool = pool_part(data / "train" / "processed", values.pop("pool_rows"), seed, folder)
-    config = StudyConfig.from_values(
-        {**values, "model": str(model), "pool": [str(pool)], "data_dir": data}
-        | {"output": folder / "study", "seed": seed}
-    )
-    study = run_study(config, Reporter())
-    stored = read_json(config.output / STUDY)
-    assert stored["findings"] == json.loads(json.dumps(study.described()["findings"]))
-    write_json(results / f"{size}-seed{seed}.json", {"made": circumstances(size, seed, threads, values), **stored})
+    name = chosen[0]
+    size, folder = SIZES[name], work / f"{name}-{seed}"
+    own = OwnTargets(data, folder / "targets", seed) if set(size.heldout) & set(OWN) else None
+    pool = pool_part(data / "train" / "processed", size.pool_rows, seed, folder, own.apart if own else set())
+    options = {**size.options, **({"train_seeds": train_seeds} if train_seeds else {})}
+    shared = {**options, "model": model_folder(size.demo), "pool": [str(pool)], "data_dir": data, "seed": seed}
+    shared["output"] = folder / "study"
+    pieces = [config for target in size.heldout for config in _pieces(size, target, shared, own)]
+    if plan:
+        print(_counted(pieces))
+        return
+    reporter = Reporter()
+    execute(_together(size, shared, own), reporter, last="features")
+    told = f"quality.py --{name} --seed {seed} --threads {threads}"
+    recorded = {**options, "pool_rows": size.pool_rows, "methods": size.methods, "heldout_items": size.heldout}
+    made = circumstances(told, "the embedded demo model" if size.demo else "SmolLM2-135M-Instruct", recorded)
+    found: dict[str, Any] = {}
+    for config in pieces:
+        study = run_study(config, reporter).described()
+        found = {**study, **{part: [*found.get(part, ()), *study[part]] for part in PARTS}}
+        write_json(results / f"{name}-seed{seed}.json", {"made": made, **found})
 
 
-def pool_part(folder: Path, n_rows: int | None, seed: int, work: Path) -> Path:
-    """`n_rows` random rows of all files of a pool, in the pool's order; the folder itself for None."""
-    if n_rows is None:
-        return folder
-    part = work / f"pool-{n_rows}-seed{seed}.jsonl"
-    if not part.exists():
-        lines = [
-            line
-            for path in sorted(folder.glob("*/*.jsonl"))
-            for line in path.read_bytes().splitlines(keepends=True)
-            if line.strip()
-        ]
-        kept = np.sort(np.random.default_rng(seed).choice(len(lines), size=n_rows, replace=False))
-        with replacing(part) as file:
-            file.write_bytes(b"".join(lines[row].rstrip(b"\n") + b"\n" for row in kept))
-    return part
+def _pieces(size: Size, target: str, shared: dict[str, Any], own: OwnTargets | None) -> list[StudyConfig]:
+    """The comparisons of one target: one for each set of selectors that go with the same methods."""
+    items = {"heldout_items": size.heldout[target]}
+    return [
+        StudyConfig.from_values(
+            {**shared, **items, **_targets([target], own), "representation": methods, "selectors": selectors}
+        )
+        for methods, selectors in size.orders
+    ]
 
 
-def circumstances(size: str, seed: int, threads: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What a reader needs to make the same figures."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "command": f"python benchmarks/quality.py --{size} --seed {seed} --threads {threads}",
-        "commit": commit,
-        "model": "the embedded demo model" if size == "demo" else "SmolLM2-135M-Instruct",
-        "processor": platform.machine(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "options": options,
-        "packages": {name: version(name) for name in ("torch", "transformers", "peft")},
-    }
+def _together(size: Size, shared: dict[str, Any], own: OwnTargets | None) -> RunConfig:
+    """One run whose passes over the pool serve every target and method."""
+    values = {name: value for name, value in shared.items() if name in RunConfig.model_fields}
+    return RunConfig.from_values({**values, **_targets(list(size.heldout), own), "representation": size.methods})
+
+
+def _targets(names: list[str], own: OwnTargets | None) -> dict[str, Any]:
+    return own.options(names) if own else {"target": names}
+
+
+def _counted(pieces: list[StudyConfig]) -> str:
+    """Every plan made; the trainings that they ask for, and one line for each piece."""
+    lines, trainings = [], set()
+    for config in pieces:
+        combinations = [one.config for one in config.variants()]
+        try:
+            _, plans = make_plans(combinations[0], combinations, "evaluate")
+        except GistSelectError as error:
+            raise SystemExit(f"{config.target}: {error}") from None
+        compared = [one.compare for one in plans if one.compare is not None]
+        arms = {arm.artifact.key for compare in compared for arm in compare.arms}
+        items = len(compared[0].heldout[0].queries.examples)
+        queries = len(plans[0].targets[0].queries.examples)
+        trainings |= arms
+        lines.append(
+            f"{', '.join(Path(one).stem for one in config.target)}: {queries} queries, {items} items; "
+            f"{len(config.representation)} methods with {', '.join(config.selectors or (config.selector,))}; "
+            f"at most {len(arms)} trainings"
+        )
+    return "\n".join([*lines, f"at most {len(trainings)} trainings in all; those of the same rows are done once"])
 
 
 if __name__ == "__main__":

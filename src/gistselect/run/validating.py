@@ -97,9 +97,7 @@ class _Trial:
         rows = usable
         for _, numbers in tables:
             rows = np.intersect1d(rows, numbers)
-        if config.validation_rows and config.validation_rows < len(rows):
-            rng = generator(config.seed, Stream.VALIDATION_SUBSET)
-            rows = np.sort(rng.choice(rows, config.validation_rows, replace=False))
+        rows = rows_in_question(rows, config.validation_rows, config.seed)
         if len(rows) * config.subset_share < 1:
             raise DataError(f"{len(rows)} rows have a score from every method; too few to validate.")
         self.rows: NDArray[np.int64] = rows
@@ -126,12 +124,11 @@ class _Trial:
         """Rank correlation of predicted and real target loss over random subsets."""
         config, seed = self.config, self.config.train_seeds[0]
         size = max(1, round(config.subset_share * len(self.rows)))
-        positions, real = [], []
-        for number in range(config.subsets):
-            rng = generator(config.seed, Stream.VALIDATION_SUBSET, 1 + number)
-            chosen = np.sort(rng.choice(len(self.rows), size, replace=False))
-            positions.append(chosen)
-            real.append([_mean(one) for one in self.losses(self.rows[chosen], seed, f"subset {number + 1}")])
+        positions = random_subsets(len(self.rows), size, config.subsets, config.seed)
+        real = [
+            [_mean(one) for one in self.losses(self.rows[chosen], seed, f"subset {number}")]
+            for number, chosen in enumerate(positions, start=1)
+        ]
         found = []
         for column, target in enumerate(self.targets):
             loss = np.array([one[column] for one in real])
@@ -176,6 +173,19 @@ class _Trial:
                 )
                 found.append(_trust("QLD", target, method, interval, 0.0, {"removed": size, "of": len(self.rows)}))
         return found
+
+
+def rows_in_question(rows: NDArray[np.int64], most: int | None, seed: int) -> NDArray[np.int64]:
+    """At most so many of the rows (n,), ascending: those that subsets are drawn from."""
+    if not most or most >= len(rows):
+        return rows
+    return np.sort(generator(seed, Stream.VALIDATION_SUBSET).choice(rows, most, replace=False))
+
+
+def random_subsets(n: int, size: int, subsets: int, seed: int) -> list[NDArray[np.int64]]:
+    """Positions (size,), ascending, of each random subset of n rows."""
+    streams = (generator(seed, Stream.VALIDATION_SUBSET, number) for number in range(1, 1 + subsets))
+    return [np.sort(stream.choice(n, size, replace=False)) for stream in streams]
 
 
 def _planted(plan: Plan, config: ValidateConfig, reporter: Reporter) -> list[Trust]:

@@ -1,0 +1,271 @@
+"""One thing at a time: what the choices within GIST and its rivals are worth: `python benchmarks/ablations.py`.
+
+Every variant scores the same part of the pool for GSM8K. Its 64 best rows are then trained on under one recipe,
+whatever the variant's own options, and judged by the loss on held-out items, beside random rows and GIST's defaults.
+And its scores are put against 40 trainings on random subsets (LDS), which all variants share with `trust_study.py`: a
+finer measure, for no further training. No default is chosen by these figures: items that judge are not for choosing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ablation_variants import Variant, variants
+from gistselect.evaluation.ranking import spearman
+from gistselect.evaluation.results import ItemValues, group_codes
+from gistselect.evaluation.verdict import compare_values
+from gistselect.files import write_json
+from gistselect.linalg.intervals import Interval, item_weights
+from gistselect.run.arms import BASELINES, BEFORE, train_rows
+from gistselect.run.comparing import Compare, measured_loss
+from gistselect.run.config import RunConfig
+from gistselect.run.methods import Method
+from gistselect.run.pipeline import Clock, prepare
+from gistselect.run.plan import make_plan
+from gistselect.run.progress import Reporter
+from gistselect.run.scoring import SCORE, SCORES
+from gistselect.run.staffing import opened
+from gistselect.run.store import locked, read_names, read_table
+from gistselect.run.validating import random_subsets, rows_in_question
+from gistselect.selection.baselines import random_rows
+from gistselect.streams import Stream, generator
+from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
+from trust_study import LEVEL, PIECES
+
+app = cyclopts.App(help=__doc__)
+RANDOM = BASELINES["random"]
+LDS = PIECES["lds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a variant's scores are, and what they select."""
+
+    variant: Variant
+    rows: NDArray[np.int64]
+    """(n,) the pool rows that have a score, ascending."""
+    values: NDArray[np.float64]
+    """(n,) mean score over groups."""
+    selected: NDArray[np.int64]
+    sources: dict[str, float]
+    facts: dict[str, Any]
+
+
+@app.default
+def main(
+    *,
+    data: Path = SHARED / "full",
+    smollm2: bool = False,
+    questions: tuple[str, ...] = (),
+    seed: int = 0,
+    train_seeds: tuple[int, ...] = (0, 1, 2),
+    work: Path = WORK,
+    threads: int = 1,
+    results: Path = RESULTS,
+) -> None:
+    """Compute whatever is missing.
+
+    Parameters
+    ----------
+    data:
+        LESS-style folder: train/processed and eval.
+    smollm2:
+        The real model instead of the embedded one: hours on a CPU, in pieces.
+    questions:
+        Only these (rank, warm-up, …); the file then holds what was asked for alone.
+    seed:
+        Names the part of the pool.
+    train_seeds:
+        Seeds of the trainings.
+    work:
+        Folder for everything between.
+    threads:
+        CPU threads.
+    results:
+        Folder for the JSON file.
+    """
+    torch.set_num_threads(threads)
+    common = often(smollm2, data, seed, work)
+    asked = [
+        one
+        for one in variants(smollm2, common["warmup"], work / "made")
+        if not questions or one.question in (*questions, "reference")
+    ]
+    reporter = Reporter()
+    with locked(common["output"], "wait", reporter.say):
+        scored = [one for some in _by_options(asked) for one in score(common, some, reporter)]
+        trial = Trial(common, train_seeds, reporter)
+        selections = trial.selections(scored)
+        predicted = trial.predictions(scored)
+    name = "smollm2" if smollm2 else "demo"
+    reference = set(scored[0].selected.tolist())
+    options = {key: value for key, value in common.items() if key not in PLACES}
+    made = circumstances(
+        f"ablations.py --seed {seed}" + " --smollm2" * smollm2,
+        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
+        {**options, "train_seeds": train_seeds, "lds": LDS},
+    )
+    findings = [
+        {
+            "question": one.variant.question,
+            "name": one.variant.name,
+            "representation": one.variant.representation,
+            "loss": selections[label(one.variant)],
+            "lds": asdict(interval),
+            "shared_with_reference": len(reference & set(one.selected.tolist())) / len(reference),
+            "sources": one.sources,
+            "facts": one.facts,
+        }
+        for one, interval in zip(scored, predicted, strict=True)
+    ]
+    drawn = {name: selections[name] for name in (BEFORE, RANDOM)}
+    write_json(
+        results / f"ablations-{name}-seed{seed}.json",
+        {"made": made, "level": LEVEL, "references": drawn, "findings": findings},
+    )
+
+
+def label(variant: Variant) -> str:
+    """Question and name."""
+    return f"{variant.question}: {variant.name}"
+
+
+def _by_options(asked: Sequence[Variant]) -> list[list[Variant]]:
+    """Variants that one pass serves: those that differ from the reference in their representation alone."""
+    apart = [[one] for one in asked if one.options]
+    return [[one for one in asked if not one.options], *apart]
+
+
+def score(common: dict[str, Any], some: Sequence[Variant], reporter: Reporter) -> list[Scored]:
+    """Scores and selections of variants with the same options."""
+    reporter.say(f"== {'; '.join(label(one) for one in some)}")
+    own = {name: value() if callable(value) else value for name, value in some[0].options.items()}
+    config = RunConfig.from_values({**common, **own, "representation": [one.representation for one in some]})
+    plan = make_plan(config, "select", None)
+    with opened(config, None) as (engine, sources):
+        prepare(plan, config, reporter, Clock(), sources, engine)
+    found = []
+    for variant, method in zip(some, plan.methods, strict=True):
+        method.score.run(reporter)
+        method.select.run(reporter)
+        found.append(_scored(variant, method))
+    return found
+
+
+def _scored(variant: Variant, method: Method) -> Scored:
+    path = method.score.artifact / SCORES
+    names = read_names(path)
+    columns = [name for name in names if name.startswith(SCORE)]
+    energy = ["captured_energy"] if "captured_energy" in names else []
+    table = read_table(path, ["row", *columns, *energy])
+    rows, selected = table["row"].to_numpy(), method.select.table
+    chosen = selected["row"].to_numpy()
+    facts: dict[str, Any] = {"null": method.score.artifact.facts["null_score_quantiles"]}
+    facts["fit"] = [dict(fit.artifact.facts) for column in method.columns for fit, _ in column.entries]
+    values = np.mean([table[name].to_numpy() for name in columns], axis=0)
+    facts["score_quantiles"] = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
+    if energy:
+        captured = table["captured_energy"].to_numpy()
+        facts["captured_energy"] = {
+            "pool": float(captured.mean()),
+            "selected": float(captured[np.isin(rows, chosen)].mean()),
+        }
+    counts = Counter(selected["source"].to_pylist())
+    return Scored(
+        variant=variant,
+        rows=rows,
+        values=values,
+        selected=chosen,
+        sources={name: count / counts.total() for name, count in counts.most_common()},
+        facts=facts,
+    )
+
+
+class Trial:
+    """Trainings under the reference's recipe, kept by their rows, and losses on held-out items."""
+
+    def __init__(self, common: dict[str, Any], seeds: Sequence[int], reporter: Reporter) -> None:
+        self.config = RunConfig.from_values({**common, "representation": ["gist"], "evaluate": True})
+        plan = make_plan(self.config, "evaluate", None)
+        assert plan.compare is not None
+        self.compare: Compare = plan.compare
+        self.seeds, self.reporter = seeds, reporter
+        self.usable: NDArray[np.int64] = self.compare.recipe.tokens.columns(["row"])["row"].to_numpy()
+
+    def losses(self, rows: NDArray[np.int64], seed: int, name: str) -> ItemValues:
+        """Losses on the held-out items after training on pool rows (n,) that can be trained on."""
+        recipe, (target,) = self.compare.recipe, self.compare.heldout
+        training = train_rows(recipe, rows[np.isin(rows, self.usable)], seed, name, self.reporter)
+        adapter = training / training.facts["adapter"]
+        return measured_loss(recipe, target, name, adapter, training.folder.name, self.reporter)
+
+    def selections(self, scored: Sequence[Scored]) -> dict[str, Any]:
+        """Every variant's loss after training, with its differences, and the arms that it is compared with."""
+        recipe, (target,) = self.compare.recipe, self.compare.heldout
+        seed = self.config.seed
+        n_rows = len(scored[0].selected)
+        random = [
+            self.usable[random_rows(n_rows, len(self.usable), generator(seed, Stream.BASELINE_RANDOM, one))]
+            for one in self.seeds
+        ]
+        arms = [
+            (BEFORE, [measured_loss(recipe, target, BEFORE, None, None, self.reporter)]),
+            (RANDOM, [self.losses(rows, one, RANDOM) for rows, one in zip(random, self.seeds, strict=True)]),
+        ]
+        for one in scored:
+            name = label(one.variant)
+            arms.append((name, [self.losses(one.selected, seed, f"{name}, seed {seed}") for seed in self.seeds]))
+        reference = label(scored[0].variant)
+        comparison = compare_values(
+            arms,
+            rng=generator(seed, Stream.BOOTSTRAP, 0),
+            candidate=reference,
+            untrained=BEFORE,
+            references=(BEFORE, RANDOM, reference),
+            level=LEVEL,
+        )
+        named = {reference: "reference"}
+        return {
+            row.arm: {
+                **asdict(row.interval),
+                "n_runs": row.n_runs,
+                "against": {named.get(name, name): asdict(interval) for name, interval in row.against.items()},
+            }
+            for row in comparison.rows
+        }
+
+    def predictions(self, scored: Sequence[Scored]) -> list[Interval]:
+        """LDS of each variant over the same random subsets. A row without a score counts as one with the mean."""
+        config = self.config
+        rows = rows_in_question(self.usable, LDS["validation_rows"], config.seed)
+        subsets = random_subsets(len(rows), round(0.1 * len(rows)), LDS["subsets"], config.seed)
+        loss = np.array(
+            [
+                _mean(self.losses(rows[chosen], LDS["train_seeds"][0], f"subset {number}"))
+                for number, chosen in enumerate(subsets, start=1)
+            ]
+        )
+        found = []
+        for one in scored:
+            of_row = np.full(len(rows), one.values.mean())
+            known = np.isin(rows, one.rows)
+            of_row[known] = one.values[np.searchsorted(one.rows, rows[known])]
+            found.append(spearman([of_row[chosen].sum() for chosen in subsets], -loss, level=LEVEL))
+        return found
+
+
+def _mean(values: ItemValues) -> float:
+    return float(values.values @ item_weights(group_codes(values.groups), len(values.values)))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,175 @@
+"""Where is there anything to be gained? `python benchmarks/headroom.py [--smollm2]`.
+
+For each target, 64 random rows of its own sources against 64 random rows of the whole pool: the loss on held-out items
+after training on either. A target on which even the right sources teach no more than chance cannot tell methods apart.
+Items and queries of targets that are no built-in task are rows of the pool's sources, which are never trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import numpy as np
+import torch
+
+from gistselect.evaluation.results import ItemValues
+from gistselect.evaluation.verdict import compare_values
+from gistselect.files import write_json
+from gistselect.run.arms import BEFORE, train_rows
+from gistselect.run.comparing import measured_loss
+from gistselect.run.config import RunConfig
+from gistselect.run.plan import make_plan
+from gistselect.run.progress import Reporter
+from gistselect.run.staffing import opened
+from gistselect.run.store import locked
+from gistselect.streams import Stream, generator
+from study_setup import DEMO, PLACES, REAL, RESULTS, SHARED, WORK, circumstances, model_folder, pool_lines, write_lines
+from study_targets import SOURCES, OwnTargets
+
+app = cyclopts.App(help=__doc__)
+ROWS, LEVEL = 64, 0.95
+ITEMS = {"mmlu": 1, "bbh": 2, "xqa": 8}
+"""Held-out items of each group; 40 of targets without groups."""
+IN_DOMAIN, RANDOM = "rows of its sources", "random rows"
+
+
+@app.default
+def main(
+    *,
+    data: Path = SHARED / "full",
+    smollm2: bool = False,
+    targets: tuple[str, ...] = tuple(SOURCES),
+    draws: int | None = None,
+    seed: int = 0,
+    work: Path = WORK,
+    threads: int = 1,
+    results: Path = RESULTS,
+) -> None:
+    """Compute whatever is missing, a target at a time; the file holds those that are done.
+
+    Parameters
+    ----------
+    data:
+        LESS-style folder: train/processed and eval.
+    smollm2:
+        The real model instead of the embedded one.
+    targets:
+        Which of them.
+    draws:
+        Draws of the rows, each a training; by default 1 of the real model and 3 of the embedded one.
+    seed:
+        Of every draw.
+    work:
+        Folder for everything between.
+    threads:
+        CPU threads.
+    results:
+        Folder for the JSON file.
+    """
+    torch.set_num_threads(threads)
+    name = "smollm2" if smollm2 else "demo"
+    draws = draws or (1 if smollm2 else 3)
+    folder = work / f"headroom-{name}-{seed}"
+    own = OwnTargets(data, folder / "targets", seed)
+    pool, places = rows_to_train(data, own, draws, seed, folder)
+    common: dict[str, Any] = {
+        **(REAL if smollm2 else DEMO),
+        "max_length": 1024,
+        "model": model_folder(not smollm2),
+        "pool": [str(pool)],
+        "data_dir": data,
+        "output": folder / "study",
+        "seed": seed,
+        "representation": ["random"],
+        "budget": 1,
+    }
+    made = circumstances(
+        f"headroom.py --seed {seed}" + " --smollm2" * smollm2,
+        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
+        {key: value for key, value in common.items() if key not in PLACES} | {"draws": draws, "items": ITEMS},
+    )
+    found: list[dict[str, Any]] = []
+    reporter = Reporter()
+    for target in targets:
+        config = RunConfig.from_values({**common, **own.options([target]), "heldout_items": ITEMS.get(target, 40)})
+        found.append(
+            {"target": target, "sources": SOURCES[target], **compared(config, places[target], places[""], reporter)}
+        )
+        write_json(results / f"headroom-{name}-seed{seed}.json", {"made": made, "level": LEVEL, "targets": found})
+
+
+def compared(
+    config: RunConfig, in_domain: list[list[int]], random: list[list[int]], reporter: Reporter
+) -> dict[str, Any]:
+    """Losses before training, after random rows and after rows of the target's sources, a draw for each seed."""
+    with locked(config.output, "wait", reporter.say):
+        plan = make_plan(config, "evaluate", None)
+        assert plan.compare is not None
+        assert plan.tokens is not None
+        plan.records.run(reporter)
+        with opened(config, None) as (engine, _):
+            plan.tokens.run(reporter, engine)
+        recipe, (items,) = plan.compare.recipe, plan.compare.heldout
+        usable = recipe.tokens.columns(["row"])["row"].to_numpy()
+
+        def losses(rows: list[int], draw: int, name: str) -> ItemValues:
+            kept = np.array([row for row in rows if row in usable])
+            training = train_rows(recipe, kept, draw, name, reporter)
+            adapter = training / training.facts["adapter"]
+            return measured_loss(recipe, items, name, adapter, training.folder.name, reporter)
+
+        arms = [
+            (BEFORE, [measured_loss(recipe, items, BEFORE, None, None, reporter)]),
+            (RANDOM, [losses(rows, draw, RANDOM) for draw, rows in enumerate(random)]),
+            (IN_DOMAIN, [losses(rows, draw, IN_DOMAIN) for draw, rows in enumerate(in_domain)]),
+        ]
+    comparison = compare_values(
+        arms,
+        rng=generator(config.seed, Stream.BOOTSTRAP, 0),
+        candidate=IN_DOMAIN,
+        untrained=BEFORE,
+        references=(BEFORE, RANDOM),
+        level=LEVEL,
+    )
+    return {
+        "items": len(items.queries.examples),
+        "left_out": len(items.rejected),
+        "arms": {
+            row.arm: {
+                **asdict(row.interval),
+                "n_runs": row.n_runs,
+                "against": {name: asdict(one) for name, one in row.against.items()},
+            }
+            for row in comparison.rows
+        },
+    }
+
+
+def rows_to_train(
+    data: Path, own: OwnTargets, draws: int, seed: int, folder: Path
+) -> tuple[Path, dict[str, list[list[int]]]]:
+    """A pool of the rows that any arm trains on, and the places in it of each draw by target; "" has random ones."""
+    every: dict[str, list[bytes]] = {name: [] for name in ("", *SOURCES)}
+    for source, line in pool_lines(data / "train" / "processed"):
+        if line not in own.apart:
+            every[""].append(line)
+            for name, sources in SOURCES.items():
+                if source in sources:
+                    every[name].append(line)
+    lines: dict[bytes, int] = {}
+    places: dict[str, list[list[int]]] = {}
+    for number, (name, candidates) in enumerate(every.items()):
+        order = np.random.default_rng([seed, number]).permutation(len(candidates))
+        places[name] = [
+            [lines.setdefault(candidates[row], len(lines)) for row in order[draw * ROWS : (draw + 1) * ROWS]]
+            for draw in range(draws)
+        ]
+    write_lines(pool := folder / "pool.jsonl", list(lines))
+    return pool, places
+
+
+if __name__ == "__main__":
+    app()

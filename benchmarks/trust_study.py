@@ -1,0 +1,78 @@
+"""How far scores can be trusted, on a model small enough to train often: `python benchmarks/trust_study.py`.
+
+LDS over 40 random subsets, QLD, and planted rows: `gistselect validate` with its options written down, on GSM8K. It can
+be interrupted and continued, and writes one small JSON file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import torch
+
+from gistselect.files import read_json, write_json
+from gistselect.run.progress import Reporter
+from gistselect.run.validate_config import ValidateConfig
+from gistselect.run.validating import VALIDATION, validate
+from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
+
+app = cyclopts.App(help=__doc__)
+METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
+LEVEL = 0.95
+PIECES: dict[str, dict[str, Any]] = {
+    "lds": {"measures": ["lds", "planted"], "validation_rows": 640, "subsets": 40, "train_seeds": [0]},
+    "qld": {"measures": ["qld"], "validation_rows": 120, "removed_share": 0.1, "train_seeds": [0, 1]},
+}
+"""LDS trains on parts, QLD on all rows but a few: to take as long it gets fewer rows, of which it leaves out more."""
+
+
+@app.default
+def main(
+    *,
+    data: Path = SHARED / "full",
+    smollm2: bool = False,
+    pieces: tuple[str, ...] = tuple(PIECES),
+    seed: int = 0,
+    work: Path = WORK,
+    threads: int = 1,
+    results: Path = RESULTS,
+) -> None:
+    """Compute whatever is missing.
+
+    Parameters
+    ----------
+    data:
+        LESS-style folder: train/processed and eval.
+    smollm2:
+        The real model instead of the embedded one: hours on a CPU, in pieces.
+    pieces:
+        lds (with planted rows), qld; the file holds those that are asked for.
+    seed:
+        Names the part of the pool and the subsets.
+    work:
+        Folder for everything between.
+    threads:
+        CPU threads.
+    results:
+        Folder for the JSON file.
+    """
+    torch.set_num_threads(threads)
+    name = "smollm2" if smollm2 else "demo"
+    common = often(smollm2, data, seed, work)
+    made = circumstances(
+        f"trust_study.py --seed {seed}" + " --smollm2" * smollm2,
+        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
+        {name: value for name, value in common.items() if name not in PLACES} | {"pieces": PIECES},
+    )
+    found = []
+    for piece in pieces:
+        config = ValidateConfig.from_values({**common, **PIECES[piece], "representation": METHODS})
+        validate(config, Reporter())
+        found += read_json(config.output / VALIDATION)
+        write_json(results / f"trust-{name}-seed{seed}.json", {"made": made, "level": LEVEL, "found": found})
+
+
+if __name__ == "__main__":
+    app()
