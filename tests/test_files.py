@@ -63,10 +63,13 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", 1)
         with replacing_folder(tmp_path / "folder") as part:
             (part / "b").write_text("b")
+        with replacing(tmp_path / "private") as part:
+            part.touch(0o600)  # as safetensors makes its files
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o644
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,8 +23,13 @@ from typing import Any
 from gistselect.errors import ArtifactMismatchError, GistSelectError
 
 LEFTOVER = ".part"
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-"""What the user can mend: no room, no permission."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""Full, beyond a quota or a limit, read-only: what only writers are told."""
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
+"""What readers are told too."""
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+_OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
+"""How safetensors and torch.save say what the system told them: not as an OSError."""
 
 
 @contextmanager
@@ -32,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The file gets the permissions that the user's umask gives to any new file. Raises `GistSelectError` if the disk
     is full or the folder cannot be written to.
     """
-    with _explained(path):
+    with writable(path, also=FORBIDDEN):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -47,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place, with all it holds, only if the block succeeds."""
-    with _explained(path):
+    with writable(path, also=FORBIDDEN):
         temporary = _temporary(path)
         temporary.mkdir(parents=True)
         try:
@@ -62,6 +69,36 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writable(path: Path, also: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Says as a sentence what the file system refused within the block, whichever library wrote; `path` is what for.
+
+    Raises `GistSelectError` with the remedy; failures that writing does not explain pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = _refusal(error, NO_ROOM | also)
+        if said is None:
+            raise
+        place = getattr(error, "filename", None) or path
+        raise GistSelectError(
+            f"cannot write {place}: {said}. Make room or make the folder writable, then give the same command again: "
+            "it continues where this one stopped."
+        ) from error
+
+
+def _refusal(error: Exception, numbers: frozenset[int]) -> str | None:
+    """What the system said, if it is one of these errors; torch tells only that a file came out too short."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in numbers else None
+    if number := _OF_RUST.search(str(error)):
+        return os.strerror(int(number[1])) if int(number[1]) in numbers else None
+    if isinstance(error, RuntimeError) and _OF_TORCH.search(str(error)):
+        return "the disk is full, or a quota or limit is reached"
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -161,7 +198,20 @@ def _swap(temporary: Path, path: Path) -> None:
 
 def _sync(path: Path) -> None:
     with path.open("rb") as written:
+        if os.name != "nt" and stat.S_IMODE(os.fstat(written.fileno()).st_mode) == 0o600:
+            # safetensors makes files that only their owner may read, whatever the umask says.
+            os.fchmod(written.fileno(), _usual_mode(path.parent))
         os.fsync(written.fileno())
+
+
+def _usual_mode(folder: Path) -> int:
+    """Permissions of a new file. The umask can only be asked for by setting it, for all threads, so a file is made."""
+    probe = _temporary(folder / "mode")
+    try:
+        probe.touch()
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _sync_folder(path: Path) -> None:
@@ -172,17 +222,3 @@ def _sync_folder(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Failures of the file system as a sentence with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise GistSelectError(
-            f"cannot write {path}: {error.strerror or error}. Make room or make the folder writable, then give the "
-            "same command again: it continues where this one stopped."
-        ) from error

@@ -19,6 +19,7 @@ from gistselect.run.progress import Reporter
 from gistselect.run.remember import RUN_YAML, remember
 from gistselect.run.reporting import write_report
 from gistselect.run.results import (
+    REPORT,
     agreement_lines,
     publish_scores,
     publish_selection,
@@ -53,8 +54,19 @@ def execute(
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
         if plan.goes_to("select"):
-            write_report([config.output])
+            _report(config.output, reporter)
     reporter.say(f"Results are in {config.output}")
+
+
+def _report(folder: Path, reporter: Reporter) -> None:
+    """Write the page. The results that it shows are whole already, so no failure of it is the command's."""
+    try:
+        write_report([folder])
+    except Exception as error:  # noqa: BLE001 - see above
+        reporter.say(
+            f"Warning: {folder / REPORT} could not be written ({type(error).__name__}: {error}). The results are "
+            f"whole; 'gistselect report {folder}' writes it again."
+        )
 
 
 def _given_back(live: LanguageModel | None) -> AbstractContextManager[None]:

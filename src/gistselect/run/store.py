@@ -18,7 +18,17 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, GistSelectError
-from gistselect.files import digest, file_digest, json_line, read_json, remove_leftovers, replacing, write_json
+from gistselect.files import (
+    FORBIDDEN,
+    digest,
+    file_digest,
+    json_line,
+    read_json,
+    remove_leftovers,
+    replacing,
+    writable,
+    write_json,
+)
 
 IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
@@ -78,9 +88,10 @@ class Artifact:
     def spend(self, **seconds: float) -> None:
         """Note wall seconds by what they were spent on; notes of several processes and attempts add up.
 
-        A line is one write at the end of the file, and starts a new line: one that was cut off spoils no other.
+        A line is one write at the end of the file, and starts a new line: one that was cut off spoils no other. Where
+        there is no room for it, it is missing.
         """
-        with (self / SPENT).open("ab", buffering=0) as file:
+        with suppress(OSError), (self / SPENT).open("ab", buffering=0) as file:
             file.write(b"\n" + json_line({name: round(value, 4) for name, value in seconds.items()}))
 
     @contextmanager
@@ -130,7 +141,7 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
     """The only writer of a run folder, for as long as the block runs.
 
     Raises `ConfigError` if the folder cannot be made, `GistSelectError` if another process has it and `if_busy`
-    is `refuse`.
+    is `refuse`, or if the block is refused room in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +151,8 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
         raise ConfigError(f"--output {folder} cannot be written to; choose another folder or change its permissions.")
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        with writable(folder / LOCK, also=FORBIDDEN):
+            lock.acquire(timeout=0)
     except Timeout:
         if if_busy == "refuse":
             raise GistSelectError(
@@ -152,7 +164,8 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
     try:
         # Rows in memory are written to `inputs` before the lock is asked for.
         remove_leftovers(folder, apart_from="inputs")
-        yield
+        with writable(folder):
+            yield
     finally:
         lock.release()
 

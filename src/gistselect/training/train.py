@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, ModelError
-from gistselect.files import replacing_folder
+from gistselect.files import FORBIDDEN, replacing_folder, writable
 from gistselect.model.config import ModelConfig
 from gistselect.model.live import restored
 from gistselect.training.checkpoints import (
@@ -58,7 +58,7 @@ def train(
     bits; a finished one is returned as it stands. A live model is given back as it came; with `config.full` its
     weights are trained in place, in float32.
     Raises `ConfigError`, `DataError` (no row, or one without a supervised token), `ArtifactMismatchError`
-    (the folder holds another training) and `ModelError` (the loss is not a number).
+    (the folder holds another training), `ModelError` (the loss is not a number) and `GistSelectError` (no room).
     """
     _check(examples, config, stop_after_epoch)
     last_epoch = stop_after_epoch or config.epochs
@@ -72,7 +72,8 @@ def train(
         with restored(language_model.model), _trainable(language_model, config, seed) as trainable:
             trainer = _trainer(trainable, examples, config, output, seed, last_epoch, progress)
             try:
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+                with writable(output, also=FORBIDDEN):
+                    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             except pickle.UnpicklingError as error:  # it reads tensors and plain data alone
                 raise ArtifactMismatchError(
                     f"{resume_from} holds more than a training state ({str(error).splitlines()[0]}); remove "
