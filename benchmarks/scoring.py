@@ -1,10 +1,12 @@
 """Memory and time of scoring and selecting a large pool, on synthetic features.
 
-    python benchmarks/scoring.py [rows] [features] [groups]
+    python benchmarks/scoring.py [rows] [features] [groups] [folder]
 
-Writes the token table and the feature shards that a pass would leave (rows x features, random), then scores them
-against one target of so many groups and selects 5 %. Says the resident memory above start-up and the seconds of each
-stage. Needs about 400 bytes of disk a row in a temporary folder.
+Writes the token table and the feature shards that a pass would leave (rows x features, random; 20 sources, every tenth
+text twice), then scores them against one target of so many groups and selects 5 % with `top_k` and `round_robin`,
+plainly and under constraints: a budget in tokens, limits of every source, no repeats. Says the resident memory above
+start-up and the seconds of each stage. Needs about 800 bytes of disk a row, in a temporary folder; with a folder given
+what was made is kept there, and read by the next command.
 """
 
 from __future__ import annotations
@@ -27,13 +29,24 @@ from gistselect.run.choosing import Select
 from gistselect.run.ingest import SHARD_ROWS, TOKENS_SCHEMA, RecordRows, TokenRows
 from gistselect.run.progress import SilentReporter
 from gistselect.run.scoring import Score
-from gistselect.run.store import Store, write_table
+from gistselect.run.store import Artifact, Store, write_table
+from gistselect.run.texts import REPEATED, TextPass
 from gistselect.run.warmup import Given
 from gistselect.selection.options import SelectionOptions
 
+SOURCES, TOKENS = 20, 100
+PLAIN = SelectionOptions(budget="5%")
 
-def main(n_rows: int, width: int, n_groups: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="gistselect-scoring-") as folder:
+
+def constrained(n_rows: int) -> SelectionOptions:
+    """As many tokens as 5 % of the rows have, limits that bite, and no repeats."""
+    budget = f"{n_rows * TOKENS // 20}-tokens"
+    return SelectionOptions(budget=budget, source_max=["*=5.2%"], source_min=["*=4.8%"], dedup="exact")
+
+
+def main(n_rows: int, width: int, n_groups: int, kept: str | None = None) -> None:
+    with tempfile.TemporaryDirectory(prefix="gistselect-scoring-") as temporary:
+        folder = kept or temporary
         store = Store(Path(folder))
         rng = np.random.default_rng(0)
         checkpoint = Checkpoint(name="synthetic", key="synthetic")
@@ -43,24 +56,26 @@ def main(n_rows: int, width: int, n_groups: int) -> None:
         ((fit, cell),) = columns[0].entries
         assert cell.measured is not None
 
-        fit.artifact.begin()
-        (fit.artifact / FOLDER).mkdir()
-        save_file({"target_features": rng.standard_normal((n_groups, width))}, fit.artifact / FOLDER / ARRAYS)
-        fit.artifact.complete(groups=[f"group {index}" for index in range(n_groups)])
+        if not fit.artifact.is_complete:
+            fit.artifact.begin()
+            (fit.artifact / FOLDER).mkdir(exist_ok=True)
+            save_file({"target_features": rng.standard_normal((n_groups, width))}, fit.artifact / FOLDER / ARRAYS)
+            fit.artifact.complete(groups=[f"group {index}" for index in range(n_groups)])
 
         tokens = TokenRows(store.artifact("tokens", 0))
         n_shards = -(-n_rows // SHARD_ROWS)
-        for shard in range(n_shards):
+        for shard in range(n_shards) if not tokens.artifact.is_complete else ():
             rows = np.arange(shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, n_rows))
             n = len(rows)
             identity = {
                 "id": [f"row {row}" for row in rows],
-                "source": ["source"] * n,
+                "source": [f"source {row % SOURCES}" for row in rows],
                 "row": rows,
                 "reason": pa.nulls(n, pa.string()),
-                "n_tokens": np.full(n, 100, dtype=np.int32),
+                "n_tokens": rng.integers(1, 2 * TOKENS, size=n, dtype=np.int32),
                 "n_supervised": np.full(n, 50, dtype=np.int32),
                 "n_cut": np.zeros(n, dtype=np.int32),
+                "unshown": pa.nulls(n, pa.string()),
                 "input_ids": pa.nulls(n, pa.list_(pa.int32())),
                 "supervised": pa.nulls(n, pa.list_(pa.bool_())),
             }
@@ -76,7 +91,8 @@ def main(n_rows: int, width: int, n_groups: int) -> None:
                 "gradient_norm": ones,
             }
             write_table(cell.measured.shard(shard), pa.table(measured))
-        tokens.artifact.complete(n_rows=n_rows, n_usable=n_rows, n_rejected=0, n_shards=n_shards)
+        if not tokens.artifact.is_complete:
+            tokens.artifact.complete(n_rows=n_rows, n_usable=n_rows, n_rejected=0, n_shards=n_shards)
 
         score = Score(
             label="gist",
@@ -92,16 +108,36 @@ def main(n_rows: int, width: int, n_groups: int) -> None:
         seconds = time.monotonic()
         score.run(SilentReporter())
         print(f"scored {n_rows:,} x {width} against {n_groups}: {time.monotonic() - seconds:.1f} s, {above(start)}")
-        seconds = time.monotonic()
-        order = Select(
-            score=score,
-            records=RecordRows(tokens.artifact),
-            pool=Pool(parts=()),
-            options=SelectionOptions(budget="5%"),
-            output_format="pool",
-            artifact=store.artifact("selection", 0),
-        ).ranked()
-        print(f"selected {order.num_rows:,}: {time.monotonic() - seconds:.1f} s, {above(start)}")
+        for selector in ("top_k", "round_robin"):
+            for name, options in (("plainly", PLAIN), ("under constraints", constrained(n_rows))):
+                texts = TextPass.planned(store, RecordRows(tokens.artifact), options.dedup, None)
+                if texts.digests and not texts.digests.is_complete:
+                    repeat(texts.digests, n_rows)
+                seconds = time.monotonic()
+                select = Select(
+                    score=score,
+                    records=RecordRows(tokens.artifact),
+                    pool=Pool(parts=()),
+                    options=options.model_copy(update={"selector": selector}),
+                    output_format="pool",
+                    texts=texts,
+                    artifact=store.artifact("selection", 0),
+                )
+                table, refused, _ = select.ranked()
+                took = f"{time.monotonic() - seconds:.1f} s, {above(start)}"
+                print(
+                    f"{selector} {name}: {table.num_rows:,} selected, {refused.num_rows:,} refused: {took}", flush=True
+                )
+
+
+def repeat(digests: Artifact, n_rows: int) -> None:
+    """What a pass over the text would leave: the rows of every tenth pair say the same."""
+    digests.begin()
+    first = np.arange(0, n_rows - 1, 20)
+    pairs = np.stack([first, first + 1], axis=1).reshape(-1)
+    groups = np.repeat(np.arange(len(first), dtype=np.int32), 2)
+    write_table(digests / REPEATED, pa.table({"row": pairs, "group": groups}))
+    digests.complete(n_shards=0, n_rows=n_rows, n_repeats=len(first))
 
 
 def resident() -> int:
@@ -114,4 +150,5 @@ def above(start: int) -> str:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in (sys.argv[1:] + ["1000000", "64", "57"][len(sys.argv) - 1 :])))
+    numbers = [int(argument) for argument in sys.argv[1:4]] + [1_000_000, 64, 57][len(sys.argv[1:4]) :]
+    main(*numbers, *sys.argv[4:])

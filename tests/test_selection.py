@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import cast
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from gistselect.errors import ConfigError, DataError
 from gistselect.selection import selector as selector_module
 from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
-from gistselect.selection.budget import parse_budget, rows_for_budget
-from gistselect.selection.gates import RowBudget, choose
+from gistselect.selection.budget import Amount, parse_budget, rows_for_budget
+from gistselect.selection.gates import Room, choose
 from gistselect.selection.orders import TopK
 from gistselect.selection.selector import Order, PoolView
 
@@ -22,33 +23,62 @@ from gistselect.selection.selector import Order, PoolView
 @pytest.mark.parametrize(
     ("text", "amount"),
     [
-        ("5%", 0.05),
-        ("0.05", 0.05),
-        (0.05, 0.05),
+        ("5%", Fraction(1, 20)),
+        ("0.05", Fraction(1, 20)),
+        (0.05, Fraction(1, 20)),
         ("500", 500),
         (500, 500),
-        ("100%", 1.0),
+        ("100%", Fraction(1)),
         (1, 1),
-        (1.0, 1.0),
-        ("1.0", 1.0),
-        ("2.5 %", 0.025),
+        (1.0, Fraction(1)),
+        ("1.0", Fraction(1)),
+        ("2.5 %", Fraction(1, 40)),
+        ("10k", 10_000),
+        ("1.5M", 1_500_000),
     ],
 )
-def test_budget_forms(text: str | int | float, amount: int | float) -> None:
-    assert parse_budget(text) == pytest.approx(amount)
-    assert type(parse_budget(text)) is type(amount)
+def test_budget_forms(text: str | int | float, amount: int | Fraction) -> None:
+    assert parse_budget(text) == Amount(number=amount)
+    assert parse_budget(text).is_share == isinstance(amount, Fraction)
 
 
-@pytest.mark.parametrize("text", ["", "five", "-3", "0", "0%", "101%", "1.5", "500.0", "nan", "5%%", "1e3"])
+@pytest.mark.parametrize(
+    ("text", "number", "unit"),
+    [
+        ("2M-tokens", 2_000_000, "tokens"),
+        ("500k-supervised-tokens", 500_000, "supervised tokens"),
+        ("0.25m-tokens", 250_000, "tokens"),
+        ("7-TOKENS", 7, "tokens"),
+    ],
+)
+def test_budgets_in_tokens(text: str, number: int, unit: str) -> None:
+    assert parse_budget(text) == Amount(number=number, unit=unit)  # pyright: ignore[reportArgumentType]
+
+
+bad = ["", "five", "-3", "0", "0%", "101%", "1.5", "500.0", "nan", "5%%", "1e3", "5k%", "5%-tokens", "1.5-tokens", "٣"]
+
+
+@pytest.mark.parametrize("text", [*bad, "0-tokens", "2M-words", "2Mtokens", "k", "0k", "0.0001k"])
 def test_bad_budgets_name_the_remedy(text: str) -> None:
     with pytest.raises(ConfigError, match="share"):
         parse_budget(text)
 
 
 def test_budget_over_the_pool() -> None:
-    assert rows_for_budget("5%", 1001, 1000) == 51
+    assert rows_for_budget("5%", {"n_rows": 1001}, 1000) == 51
     with pytest.raises(ConfigError, match="at most 10"):
-        rows_for_budget(11, 12, 10)
+        rows_for_budget(11, {"n_rows": 12}, 10)
+
+
+def test_a_budget_in_tokens_is_rows_of_mean_length() -> None:
+    facts = {"n_rows": 12, "n_tokens": 1000, "n_supervised": 500}
+    assert rows_for_budget("300-tokens", facts, 10) == 3
+    assert rows_for_budget("300-supervised-tokens", facts, 10) == 6
+    assert rows_for_budget("1-tokens", facts, 10) == 1
+    with pytest.raises(ConfigError, match="is 1 more than the 1,000 tokens"):
+        rows_for_budget("1001-tokens", facts, 10)
+    with pytest.raises(ConfigError, match="give --model"):
+        rows_for_budget("1001-tokens", {"n_rows": 12}, 10)
 
 
 def top_k(scores: InMemory) -> Order:
@@ -129,7 +159,7 @@ def test_the_loop_takes_what_every_gate_admits_and_tells_the_order(data: st.Data
         def take(self, position: int) -> None:
             assert position not in refused
 
-    chosen = choose(order(), RowBudget(n_rows), [Refuse()])
+    chosen = choose(order(), Room(n_rows), [Refuse()])
     expected = [position for position in range(n) if position not in refused][:n_rows]
     assert chosen.positions.tolist() == expected
     assert chosen.is_full == (len(expected) == n_rows)

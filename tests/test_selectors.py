@@ -15,7 +15,7 @@ from scipy.optimize import linprog
 from gistselect.registry import names
 from gistselect.selection import selector as selector_module
 from gistselect.selection import turns
-from gistselect.selection.gates import RowBudget, choose
+from gistselect.selection.gates import Room, choose
 from gistselect.selection.pursuit import captured
 from gistselect.selection.selector import Blocks, Selector, Space
 from gistselect.selection.transport import densities, transported
@@ -114,7 +114,7 @@ def selected(
         def take(self, position: int) -> None:
             pass
 
-    chosen = choose(selector.order(pool), RowBudget(len(pool.names) if n is None else n), [Refuse()])
+    chosen = choose(selector.order(pool), Room(len(pool.names) if n is None else n), [Refuse()])
     return [pool.names[position] for position in chosen.positions]
 
 

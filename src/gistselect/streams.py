@@ -51,6 +51,8 @@ class Stream(IntEnum):
     """Random rows to leave out of a training; followed by the training's seed."""
     PLANTED = 17
     """Rows that are spoilt or made up, and among which others they are hidden."""
+    MINHASH = 18
+    """Hash functions that near-duplicates are told by."""
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

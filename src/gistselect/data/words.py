@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gistselect.types import Record
 
@@ -19,8 +19,12 @@ def text_of(record: Record) -> str:
 
 def words(text: str) -> Iterator[str]:
     """Words in lower case; in scripts without spaces, pairs of neighbouring characters."""
-    for match in _WORD.finditer(text.casefold()):
-        word = match.group()
+    found = _WORD.findall(text.casefold())
+    return _pairs(found) if _UNSPACED.search(text) else iter(found)
+
+
+def _pairs(found: Iterable[str]) -> Iterator[str]:
+    for word in found:
         if _UNSPACED.search(word) and len(word) > 2:
             yield from (word[start : start + 2] for start in range(len(word) - 1))
         else:

@@ -127,10 +127,15 @@ def _texts(run: RunFacts) -> Iterator[Alert]:
         yield Alert(
             level="bad" if run.n_overlapping else "good",
             title="Selected rows that overlap the target",
-            number=Link(text=f"{run.n_overlapping:,} of {n_selected:,}"),
-            said="share long runs of words with target examples: a gain may be recall; --decontaminate leaves them out"
+            number=Link(
+                text=f"{run.n_overlapping:,} of {n_selected:,}",
+                conditions=(("status", "=", "selected"), ("overlaps", ">", 0)) if run.n_overlapping else (),
+                where="every row of overlap.parquet" if run.n_overlapping else "",
+            ),
+            said="share 13 words in a row with a query or held-out item: a gain may be recall; --decontaminate leaves "
+            "them out"
             if run.n_overlapping
-            else "no selected row shares a long run of words with a target example",
+            else "no selected row shares 13 words in a row with a query or held-out item",
         )
 
 

@@ -45,7 +45,7 @@ class Reasons:
     row: int
     status: Status
     reason: str = ""
-    """Why it has no score, if it has none."""
+    """Why it has no score, if it has none; or which constraint refused it, if one did."""
     rank: int | None = None
     """Its place by score, from 1; None without a score."""
     score: float | None = None
@@ -145,7 +145,9 @@ class RunFacts:
     n_repeated: int = 0
     """Selected rows that say exactly what another one says."""
     n_overlapping: int | None = None
-    """Selected rows that share text with the target; None where that was not looked for."""
+    """Selected rows that share a passage with the targets; None where that was not looked for."""
+    accounting: Mapping[str, Any] = field(default_factory=dict)
+    """What was taken of the budget, and what constraints refused; empty for a run that did not count."""
 
     @property
     def main(self) -> MethodFacts:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gistselect.report.accounting import accounting
 from gistselect.report.alerts import Link, quoted, share
 from gistselect.report.charts import Line, line_chart
 from gistselect.report.facts import Curve, MethodFacts, RunFacts
@@ -28,6 +29,7 @@ def sections(run: RunFacts, others: Sequence[RunFacts], shared: Sequence[float])
         *_lengths(run.main),
         *_agreement(run),
         *_trainings(run.curves),
+        *accounting(run),
         *_other_runs(run, others, shared),
     ]
 

@@ -21,7 +21,8 @@ from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
 from gistselect.run.progress import Reporter, Step
 from gistselect.run.store import Artifact, Store, verify
-from gistselect.selection.baselines import length_matched_rows, random_rows
+from gistselect.selection.baselines import length_matched_rows, random_rows, random_rows_within
+from gistselect.selection.budget import COLUMNS, parse_budget
 from gistselect.streams import Stream, generator
 from gistselect.training.recipe import TrainingConfig, steps_per_epoch
 
@@ -101,7 +102,9 @@ class Arm:
     def rows(self, tokens: TokenRows) -> NDArray[np.int64]:
         """Pool rows to train on: those of them that the model to be trained can read."""
         selected = self.select.table["row"].to_numpy()
-        pool = tokens.columns(["row", "n_tokens"])
+        unit = parse_budget(self.select.options.budget).unit
+        counted = COLUMNS.get(unit, "n_tokens")
+        pool = tokens.columns(["row", "n_tokens", *([counted] if counted != "n_tokens" else [])])
         usable, lengths = pool["row"].to_numpy(), pool["n_tokens"].to_numpy()
         selected = selected[np.isin(selected, usable)]
         if self.baseline is None:
@@ -112,7 +115,11 @@ class Arm:
             rng = generator(self.draw_seed, Stream.BASELINE_LENGTH, self.seed)
             return usable[length_matched_rows(lengths, np.searchsorted(usable, selected), rng)]
         rng = generator(self.draw_seed, Stream.BASELINE_RANDOM, self.seed)
-        return usable[random_rows(len(selected), len(usable), rng)]
+        if unit == "rows":
+            return usable[random_rows(len(selected), len(usable), rng)]
+        # As many tokens as were selected, counted as this model counts them.
+        costs = pool[counted].to_numpy()
+        return usable[random_rows_within(int(costs[np.searchsorted(usable, selected)].sum()), costs, rng)]
 
 
 def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, reporter: Reporter) -> Artifact:

@@ -37,18 +37,23 @@ def described(plan: Plan, folder: Path) -> dict[str, Any]:
         arms = read_json(folder / MANIFEST).get("results", {}).get("arms", [])
     return {
         **{name: artifact.folder.name for name, artifact in stages.items() if artifact is not None},
-        "methods": [_method(method, folder) for method in plan.methods],
+        "methods": [_method(method, plan, folder) for method in plan.methods],
         "arms": arms,
     }
 
 
-def _method(method: Method, folder: Path) -> dict[str, Any]:
+def _method(method: Method, plan: Plan, folder: Path) -> dict[str, Any]:
+    chosen = {}
+    if plan.goes_to("select"):
+        selection = method.select.artifact
+        chosen = {"selection": selection.folder.name, "overlap": plan.overlaps.of(selection).folder.name}
     return {
         "label": method.label,
         "title": method.representation.title,
         "definition": method.representation.definition,
         "folder": method.folder.relative_to(folder).as_posix(),
         "scores": method.score.artifact.folder.name,
+        **chosen,
         "columns": [
             {
                 "target": column.target,
@@ -93,6 +98,9 @@ class FinishedMethod:
     place: str
     """Of `folder` within the run folder."""
     scores: Artifact
+    selection: Artifact | None
+    overlap: Artifact | None
+    """Selected rows that share a passage with the targets. Both are None in runs of earlier versions."""
     columns: Mapping[str, tuple[tuple[Artifact, Artifact], ...]]
     """Target → fit and features at each checkpoint."""
 
@@ -150,6 +158,8 @@ class FinishedRun:
                 folder=self.folder / one["folder"],
                 place=one["folder"],
                 scores=self.stored(one["scores"]),
+                selection=self.stored(one["selection"]) if "selection" in one else None,
+                overlap=self.stored(one["overlap"]) if "overlap" in one else None,
                 columns={
                     column["target"]: tuple((self.stored(fit), self.stored(cell)) for fit, cell in column["entries"])
                     for column in one["columns"]

@@ -11,7 +11,7 @@ from gistselect.run.features import Features
 from gistselect.run.plan import Plan
 from gistselect.run.store import Artifact
 from gistselect.run.warmup import WarmUp
-from gistselect.selection.budget import rows_for_budget
+from gistselect.selection.budget import parse_budget, rows_for_budget
 
 SHOWN_FOUND, SHOWN_REASONS = 6, 5
 FLOP_PER_TOKEN = 4
@@ -21,7 +21,7 @@ FLOP_PER_TOKEN = 4
 def forecast(plan: Plan, config: RunConfig) -> str:
     """Counts and costs in a few lines. Raises `ConfigError` if the budget is over the pool."""
     facts = plan.candidates.facts
-    n_rows = rows_for_budget(config.budget, facts["n_rows"], facts["n_usable"])
+    n_rows = rows_for_budget(config.budget, facts, facts["n_usable"])
     n_queries = sum(len(target.queries.records) for target in plan.targets)
     names = ", ".join(target.queries.target for target in plan.targets)
     pool = f"Pool: {facts['n_rows']:,} rows, {facts['n_usable']:,} usable, {facts['n_rejected']:,} quarantined"
@@ -38,11 +38,18 @@ def forecast(plan: Plan, config: RunConfig) -> str:
             f"  {count:,} rows are used without their {what}, which the chat template does not show"
             for what, count in facts.get("unshown", {}).items()
         ),
-        f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {n_rows:,} rows ({config.budget}).",
+        f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {_to_select(config, n_rows)}.",
         f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
         f"Forecast: {_work(plan, config)}.",
     ]
     return "\n".join(lines)
+
+
+def _to_select(config: RunConfig, n_rows: int) -> str:
+    amount = parse_budget(config.budget)
+    if amount.unit == "rows":
+        return f"{n_rows:,} rows ({config.budget})"
+    return f"{amount.number:,} {amount.unit}, of rows of mean length {n_rows:,}"
 
 
 def _found(plan: Plan) -> list[str]:

@@ -143,13 +143,12 @@ class RecordRows(Rows):
 
     def select(self, rows: Sequence[int]) -> list[Record]:
         """The records of the given pool rows, in the given order."""
-        wanted = set(rows)
-        found = {
-            record.row: record
-            for shard in sorted({row // SHARD_ROWS for row in wanted})
-            for record in self.records(shard)
-            if record.row in wanted
-        }
+        wanted = np.unique(np.asarray(rows, dtype=np.int64))
+        found: dict[int, Record] = {}
+        for shard, members in itertools.groupby(wanted.tolist(), lambda row: row // SHARD_ROWS):
+            table = self.table(shard, [*IDENTITY, "conversation"])
+            for row in table.filter(pa.array(np.isin(table["row"].to_numpy(), list(members)))).to_pylist():
+                found[row["row"]] = Record(**record_from_json(row.pop("conversation")), **row)
         return [found[row] for row in rows]
 
 

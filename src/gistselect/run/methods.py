@@ -17,6 +17,7 @@ from gistselect.run.config import RunConfig
 from gistselect.run.ingest import ReadPool, Tokenise
 from gistselect.run.scoring import Score
 from gistselect.run.store import Store
+from gistselect.run.texts import TextPass
 from gistselect.run.warmup import Given, WarmUp
 
 METHODS = "methods"
@@ -46,6 +47,7 @@ class Inputs:
     records: ReadPool
     tokens: Tokenise | None
     warmup: WarmUp | Given | None
+    texts: TextPass
 
 
 def make_method(
@@ -58,19 +60,14 @@ def make_method(
     config, store = inputs.config, inputs.store
     choosing.refuse_unfit(config.selection, representation)
     score = _score(inputs, label, representation, columns)
-    select = Select(
-        score=score,
+    select = Select.planned(
+        store,
+        score,
         records=inputs.records.rows,
         pool=inputs.pool,
         options=config.selection,
         output_format=config.output_format,
-        artifact=store.artifact(
-            "selection",
-            choosing.VERSION,
-            scores=score.artifact.key,
-            output_format=config.output_format,
-            **config.selection_inputs,
-        ),
+        texts=inputs.texts,
     )
     return Method(
         label=label,

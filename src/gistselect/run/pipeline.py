@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.run.config import RunConfig, Stage
+from gistselect.run.constraints import refuse_impossible
+from gistselect.run.contamination import overlap_line
 from gistselect.run.engine import Engine
 from gistselect.run.features import Features
 from gistselect.run.finished import write_queries
@@ -91,8 +93,9 @@ def _carry_out(
         with clock("select"):
             for method in plan.methods:
                 method.select.run(reporter)
-                publish_selection(method.select, method.folder)
-                reporter.say(method.select.mix())
+                overlap = plan.overlaps.run(method.select.artifact, method.select.table["row"].to_pylist())
+                publish_selection(method.select, overlap, method.folder)
+                reporter.say(f"{method.select.mix()}\n{overlap_line(overlap.facts)}")
         counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
     if plan.compare is not None:
         with clock("train and evaluate"):
@@ -111,6 +114,9 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
         if plan.finetune_tokens:
             plan.finetune_tokens.run(reporter, engine)
         refuse_unusable(plan.candidates, strict=config.strict)
+        refuse_impossible(config, plan.candidates)
+        if plan.goes_to("select"):
+            plan.texts.run(reporter, engine)
     reporter.say(forecast(plan, config))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
         with clock("warmup"):

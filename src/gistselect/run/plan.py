@@ -16,13 +16,16 @@ from gistselect.run import ingest, warmup
 from gistselect.run.cells import Checkpoint, Keys, lay_out
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
+from gistselect.run.contamination import Judged, Overlaps, judged_by
 from gistselect.run.features import Features
 from gistselect.run.ingest import ReadPool, Tokenise
 from gistselect.run.methods import Inputs, Method, arm_names, make_method
 from gistselect.run.models import RunModel
 from gistselect.run.store import Store
 from gistselect.run.targets import Target, load_tasks, queries
+from gistselect.run.texts import TextPass
 from gistselect.run.warmup import Given, WarmUp
+from gistselect.selection.budget import parse_budget
 
 if TYPE_CHECKING:
     from gistselect.data.pool import Pool
@@ -41,6 +44,8 @@ class Plan:
     targets: tuple[Target, ...]
     warmup: WarmUp | Given | None
     features: Features
+    texts: TextPass
+    overlaps: Overlaps
     methods: tuple[Method, ...]
     compare: Compare | None
     described: Mapping[str, Any]
@@ -84,7 +89,8 @@ class _Planner:
         self.representations = {**config.representations, **(config.rivals if self.trains else {})}
         reads = {one.reads for one in self.representations.values()}
         self.needs_checkpoints = "gradient" in reads
-        scores_with_model = bool(reads & {"hidden", "gradient"})
+        counts_tokens = config.model is not None and parse_budget(config.budget).unit != "rows"
+        scores_with_model = counts_tokens or bool(reads & {"hidden", "gradient"})
         trains_itself = self.trains and config.finetune_model is None
         self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)
         self.scorer = self._model(config.source) if scores_with_model or trains_itself else None
@@ -146,6 +152,13 @@ class _Planner:
         if self.trained is None or self.trained is self.scorer:
             return self.tokens
         return self.trained.tokenise(self.records, self.store)
+
+    @cached_property
+    def texts(self) -> TextPass:
+        config = self.config
+        judged = judged_by(config.decontaminate, config.data_dir, config) if config.decontaminate else None
+        passages = judged.passages if judged else None
+        return TextPass.planned(self.store, self.records.rows, config.dedup, passages)
 
     @cached_property
     def warmup(self) -> WarmUp | Given | None:
@@ -224,6 +237,7 @@ class _Planner:
             records=self.records,
             tokens=self.tokens,
             warmup=self.warmup,
+            texts=self.texts,
         )
         methods = tuple(
             make_method(inputs, name, one, columns[name], first=index == 0)
@@ -258,6 +272,8 @@ class _Planner:
             targets=tuple(targets),
             warmup=self.warmup,
             features=features,
+            texts=self.texts,
+            overlaps=Overlaps(store=self.store, records=self.records.rows, judged=Judged(tasks=tuple(tasks))),
             methods=methods,
             compare=compare,
             described=described,

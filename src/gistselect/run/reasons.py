@@ -22,7 +22,7 @@ from gistselect.representations.bm25 import words
 from gistselect.representations.interface import Representation
 from gistselect.run import ingest
 from gistselect.run.cells import Cell, load_fit
-from gistselect.run.choosing import COLUMNS
+from gistselect.run.choosing import COLUMNS, REFUSED
 from gistselect.run.finished import FinishedMethod, FinishedRun, turns_of
 from gistselect.run.passes import read_features
 from gistselect.run.remember import recall
@@ -71,6 +71,15 @@ class Explainer:
         found = np.zeros(len(self.rows), dtype=np.bool_)
         found[nearest] = True
         return found
+
+    @cached_property
+    def refused(self) -> dict[int, str]:
+        """Pool row → the constraint that refused it."""
+        selection = self.main.selection
+        if selection is None or not (selection / REFUSED).is_file():
+            return {}
+        table = read_table(selection / REFUSED)
+        return dict(zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     @cached_property
     def quarantined(self) -> list[dict[str, Any]]:
@@ -149,6 +158,7 @@ class Explainer:
         return Reasons(
             **identity,
             status="selected" if self.selected[place] else "borderline" if self.borderline[place] else "rejected",
+            reason=f"refused: {self.refused[entry['row']]}" if entry["row"] in self.refused else "",
             rank=int(self.ranks[place]),
             scores={name.removeprefix(SCORE): value for name, value in entry.items() if name.startswith(SCORE)},
             measured=measured,

@@ -15,7 +15,18 @@ from gistselect.run.config import LIVE, OF_THIS_CALL, RunConfig
 
 RUN_YAML = "run.yaml"
 HEADER = "# Every option of this run. Relative paths start at the folder of this file, which is the run folder.\n"
-_PATHS = ("model", "finetune_model", "encoder", "pool", "target", "data_dir", "heldout", "adapter", "checkpoints")
+_PATHS = (
+    "model",
+    "finetune_model",
+    "encoder",
+    "pool",
+    "target",
+    "data_dir",
+    "heldout",
+    "decontaminate",
+    "adapter",
+    "checkpoints",
+)
 """Options that may name files; a built-in target or a hub id is left as it is."""
 
 

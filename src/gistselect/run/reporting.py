@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gistselect.report.page import render
 from gistselect.run import ingest
 from gistselect.run.choosing import SELECTED
 from gistselect.run.comparing import COMPARISON
+from gistselect.run.contamination import OVERLAP
 from gistselect.run.finished import FinishedMethod, FinishedRun
 from gistselect.run.reasons import Explainer
 from gistselect.run.remember import RUN_YAML, read_yaml
@@ -60,7 +61,7 @@ def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
     explainer = Explainer(run)
     options = read_yaml(run.folder / RUN_YAML)
     selected = _chat_rows(run.folder / SELECTED)
-    repeated = _repeated(explainer, selected)
+    marks = {"repeats": _repeated(explainer, selected), "overlaps": _overlapping(run.methods[0])}
     reasons = Counter(kind_of_reason(entry["reason"]) for entry in explainer.quarantined)
     return RunFacts(
         name=run.folder.resolve().name,
@@ -77,8 +78,10 @@ def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
         comparison=read_json(run.folder / COMPARISON) if (run.folder / COMPARISON).is_file() else (),
         curves=tuple(_curves(run)),
         agreements=tuple(_agreements(run.methods)),
-        rows=tuple(_marked(one, repeated) for one in _rows_to_show(explainer)) if with_rows else (),
+        rows=tuple(_marked(one, marks) for one in _rows_to_show(explainer)) if with_rows else (),
         n_repeated=len(selected) - len(set(selected)),
+        n_overlapping=None if marks["overlaps"] is None else len(marks["overlaps"]),
+        accounting=run.manifest.get("selections", {}).get(run.methods[0].label, {}),
     )
 
 
@@ -102,8 +105,16 @@ def _repeated(explainer: Explainer, selected: Sequence[bytes]) -> set[int]:
     return {row for row, said in zip(rows, selected, strict=True) if counts[said] > 1}
 
 
-def _marked(reasons: Reasons, repeated: set[int]) -> Reasons:
-    return replace(reasons, measured={**reasons.measured, "repeats": 1}) if reasons.row in repeated else reasons
+def _overlapping(method: FinishedMethod) -> set[int] | None:
+    """Pool rows of the selection that share a passage with the targets; None where that was not looked for."""
+    if method.overlap is None or not method.overlap.is_complete:
+        return None
+    return set(read_table(method.overlap / OVERLAP, ["row"])["row"].to_pylist())
+
+
+def _marked(reasons: Reasons, marks: Mapping[str, set[int] | None]) -> Reasons:
+    told = {name: 1.0 for name, rows in marks.items() if rows and reasons.row in rows}
+    return replace(reasons, measured={**reasons.measured, **told}) if told else reasons
 
 
 def _method(method: FinishedMethod) -> MethodFacts:

@@ -18,14 +18,15 @@ from gistselect.files import replacing, write_json, write_json_lines
 from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
 from gistselect.report.spectrum import draw_spectrum
 from gistselect.run.cells import FOLDER, load_fit
-from gistselect.run.choosing import SELECTED, SELECTION, Select
+from gistselect.run.choosing import REFUSED, SELECTED, SELECTION, Select
 from gistselect.run.comparing import COMPARISON
+from gistselect.run.contamination import OVERLAP
 from gistselect.run.finished import MANIFEST, described
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.plan import Plan
 from gistselect.run.progress import duration
 from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
-from gistselect.run.store import publish
+from gistselect.run.store import Artifact, publish
 from gistselect.run.targets import Target
 from gistselect.selection.budget import rows_for_budget
 
@@ -51,11 +52,20 @@ def publish_scores(method: Method, weights: Mapping[str, float]) -> None:
         _write_subspace(method, weights)
 
 
-def publish_selection(select: Select, folder: Path) -> None:
-    """selection.parquet and selected.jsonl; a comparison of another selection goes."""
+def publish_selection(select: Select, overlap: Artifact, folder: Path) -> None:
+    """selection.parquet and selected.jsonl; refused.parquet if a constraint refused a row, and overlap.parquet if a
+    selected row shares a passage with the targets. A comparison of another selection goes."""
     _retract_selection(select, folder)
     for name in (SELECTION, SELECTED):
         publish(select.artifact / name, folder / name)
+    for source, there in (
+        (select.artifact / REFUSED, bool(select.artifact.facts.get("accounting", {}).get("refused"))),
+        (overlap / OVERLAP, overlap.facts["n_rows"] > 0),
+    ):
+        if there:
+            publish(source, folder / source.name)
+        else:
+            (folder / source.name).unlink(missing_ok=True)
 
 
 def retract_methods(plan: Plan, output: Path) -> None:
@@ -69,7 +79,7 @@ def retract_methods(plan: Plan, output: Path) -> None:
 def _retract_selection(select: Select, folder: Path) -> None:
     made, shown = select.artifact / SELECTION, folder / SELECTION
     if shown.exists() and not (made.exists() and filecmp.cmp(made, shown, shallow=False)):
-        for name in (SELECTION, SELECTED, COMPARISON, REPORT):
+        for name in (SELECTION, SELECTED, REFUSED, OVERLAP, COMPARISON, REPORT):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -124,8 +134,7 @@ def _agreement(method: Method) -> dict[str, dict[str, Any]]:
     if method.agreement is None:
         return {}
     facts = method.score.artifact.facts
-    n_pool = facts["n_scored"] + facts["n_rejected"]
-    n_rows = rows_for_budget(method.select.options.budget, n_pool, facts["n_scored"])
+    n_rows = rows_for_budget(method.select.options.budget, method.score.rows.facts, facts["n_scored"])
     return method.agreement.measured(n_rows / facts["n_scored"])
 
 
@@ -156,6 +165,7 @@ def write_manifest(
             },
             "pool": plan.candidates.facts,
             "results": described(plan, folder),
+            "selections": _selections(plan) if plan.goes_to("select") else {},
             "found": plan.records.rows.facts["found"],
             "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
             **counts,
@@ -164,6 +174,19 @@ def write_manifest(
             "peak_memory_bytes": peak_memory_bytes(),
         },
     )
+
+
+def _selections(plan: Plan) -> dict[str, Any]:
+    """Of each method what was taken of the budget, what was refused, and the overlap with the targets."""
+    found = {}
+    for method in plan.methods:
+        select, overlap = method.select.artifact, plan.overlaps.of(method.select.artifact)
+        found[method.label] = {
+            "n_selected": select.facts["n_selected"],
+            **select.facts.get("accounting", {}),
+            "overlap": overlap.facts if overlap.is_complete else None,
+        }
+    return found
 
 
 def peak_memory_bytes() -> int | None:

@@ -31,7 +31,7 @@ class ScoredPool:
     @property
     def best(self) -> FloatArray:
         """(n,) best score of each row over targets."""
-        return self._numbers("score")
+        return self.numbers("score")
 
     @property
     def targets(self) -> Sequence[str]:
@@ -40,7 +40,7 @@ class ScoredPool:
 
     def column(self, target: str) -> FloatArray:
         """(n,) scores for one target."""
-        return self._numbers(SCORE + target)
+        return self.numbers(SCORE + target)
 
     def scores(self) -> Blocks:
         """(n, n_target) scores, some 65,536 rows at a time."""
@@ -49,9 +49,21 @@ class ScoredPool:
             yield start, np.stack([column.to_numpy() for column in batch.columns], axis=1)
             start += len(batch)
 
-    def _numbers(self, name: str) -> NDArray[Any]:
+    def numbers(self, name: str) -> NDArray[Any]:
+        """(n,) a column of numbers."""
         batches = [batch.column(0).to_numpy() for batch in read_batches(self.path, [name])]
         return np.concatenate(batches) if batches else np.zeros(0)
+
+    @cached_property
+    def sources(self) -> tuple[NDArray[np.int32], list[str]]:
+        """(n,) a number for each row's source, and the sources by number."""
+        codes: list[NDArray[np.int32]] = []
+        names: dict[str, int] = {}
+        for batch in read_batches(self.path, ["source"]):
+            encoded = batch.column(0).dictionary_encode()
+            number = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+            codes.append(np.asarray(number, dtype=np.int32)[encoded.indices.to_numpy()])
+        return np.concatenate(codes) if codes else np.zeros(0, dtype=np.int32), list(names)
 
     def ids(self, positions: NDArray[np.intp]) -> list[str]:
         """Ids of the rows at these positions, ascending."""
@@ -81,9 +93,9 @@ class ScoredPool:
         self.expected.append(positions)
 
     @cached_property
-    def _rows(self) -> NDArray[np.int64]:
+    def rows(self) -> NDArray[np.int64]:
         """(n,) pool rows of the positions."""
-        return self._numbers("row")
+        return self.numbers("row")
 
     @cached_property
     def _places(self) -> list[_Place]:
@@ -111,7 +123,7 @@ class ScoredPool:
     def points(self, positions: NDArray[np.intp]) -> list[NDArray[np.floating]]:
         """Of each space the features (k, d) of the rows at these positions, read a shard at a time."""
         order = np.argsort(positions, kind="stable")
-        rows = self._rows[positions[order]]
+        rows = self.rows[positions[order]]
         found: list[NDArray[np.floating]] = []
         for place in self._places:
             pieces = [
@@ -132,7 +144,7 @@ class ScoredPool:
             [(cell, fit, _units(fit)) for fit, cell in ((load_fit(f.artifact), c) for f, c in column.entries)]
             for column in self._score.columns
         ]
-        for shard, rows in _by_shard(self._rows):
+        for shard, rows in _by_shard(self.rows):
             kept: dict[str, Features] = {}
             blocks = []
             for entries in columns:

@@ -13,6 +13,13 @@ def random_rows(n_rows: int, n_pool: int, rng: np.random.Generator) -> NDArray[n
     return rng.choice(n_pool, size=n_rows, replace=False)
 
 
+def random_rows_within(total: int, costs: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Positions drawn uniformly without replacement, of rows that cost (n_pool,) tokens, up to the first that does not
+    fit into `total`."""
+    order = rng.permutation(len(costs))
+    return order[: int(np.searchsorted(np.cumsum(costs[order]), total, side="right"))]
+
+
 def length_matched_rows(
     lengths: NDArray[np.integer], chosen: NDArray[np.intp], rng: np.random.Generator
 ) -> NDArray[np.intp]:
