@@ -22,54 +22,38 @@ class Variant:
     representation: str = "gist"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the run that differ from the reference, GIST with its defaults."""
+    trained: bool = True
+    """Whether its selection is trained on. Where little changes, the finer LDS says what there is to say."""
 
 
 def variants(smollm2: bool, warmup: Mapping[str, Any], work: Path) -> list[Variant]:
     """Every variant; `warmup` is the reference's. Files that some need are made in `work` when they are asked for."""
     one_pass = [
-        ("reference", "GIST, 95 % of the variance", "gist"),
-        ("rank", "10 directions", "gist:rank=10"),
-        ("rank", "all directions", "gist:rank=1.0"),
-        ("energy", "weighted by captured energy", "gist:energy_weighting=true"),
-        ("sketch", "8 wide", "gist:sketch=8"),
-        ("sketch", "16 wide", "gist:sketch=16"),
-        ("sketch", "32 wide", "gist:sketch=32"),
-        ("LESS", "8,192 wide, 8 entries a row", "less:nonzeros=8"),
-        ("LESS", "1,024 wide, 8 entries a row", "less:dimension=1024,nonzeros=8"),
-        ("LESS", "1,024 wide, dense", "less:dimension=1024"),
-        ("LESS", "the step Adam takes", "less:nonzeros=8,direction=adam"),
-        ("EK-FAC", "damping 0.1", "ekfac:rows=256"),
-        ("EK-FAC", "damping 0.01", "ekfac:rows=256,damping=0.01"),
-        ("EK-FAC", "damping 1", "ekfac:rows=256,damping=1"),
-        ("EK-FAC", "divided by the gradient's length", "ekfac:rows=256,divide_by_norm=true"),
-        ("no gradient", "BM25", "bm25"),
-        ("no gradient", "loss drop", "loss_drop"),
-        ("no gradient", "RDS+", "rds"),
+        ("reference", "GIST, 95 % of the variance", "gist", True),
+        ("no gradient", "BM25", "bm25", True),
+        ("no gradient", "loss drop", "loss_drop", True),
+        ("no gradient", "RDS+", "rds", True),
+        ("EK-FAC", "damping 0.1", "ekfac:rows=256", True),
+        ("EK-FAC", "damping 0.01", "ekfac:rows=256,damping=0.01", False),
+        ("EK-FAC", "damping 1", "ekfac:rows=256,damping=1", False),
+        ("EK-FAC", "divided by the gradient's length", "ekfac:rows=256,divide_by_norm=true", False),
+        ("LESS", "8,192 wide, 8 entries a row", "less:nonzeros=8", True),
+        ("LESS", "1,024 wide, 8 entries a row", "less:dimension=1024,nonzeros=8", False),
+        ("LESS", "1,024 wide, dense", "less:dimension=1024", False),
+        ("rank", "10 directions", "gist:rank=10", False),
+        ("rank", "all directions", "gist:rank=1.0", False),
+        ("energy", "weighted by captured energy", "gist:energy_weighting=true", True),
+        ("sketch", "8 wide", "gist:sketch=8", False),
+        ("sketch", "16 wide", "gist:sketch=16", False),
+        ("sketch", "32 wide", "gist:sketch=32", False),
     ]
     rate = warmup["learning_rate"]
     proxies = [("half of its layers", half_of_its_layers), *([("the demo model", demo_model)] if smollm2 else [])]
     return [
-        *(Variant(question=question, name=name, representation=one) for question, name, one in one_pass),
-        Variant(
-            question="warm-up",
-            name="none, second factor random",
-            options={"adapter": made(random_adapter, smollm2, work)},
-        ),
-        Variant(question="warm-up", name="4 epochs of 4", options={"warmup_checkpoints": (4,)}),
         *(
-            Variant(
-                question="warm-up",
-                name=f"learning rate {rate * factor:.0e}",
-                options={"warmup": {**warmup, "learning_rate": rate * factor}},
-            )
-            for factor in (0.1, 5)
+            Variant(question=question, name=name, representation=one, trained=trained)
+            for question, name, one, trained in one_pass
         ),
-        *(
-            Variant(question="length", name=f"cut at {most} tokens", options={"max_length": most})
-            for most in (128, 256, 512)
-        ),
-        Variant(question="template", name="plain Tulu", options={"template": "tulu"}),
-        Variant(question="template", name="the model's own", options={"template": "model"}),
         Variant(
             question="queries together or apart", name="nearest single query", options={"selector": "doubly_greedy"}
         ),
@@ -77,10 +61,12 @@ def variants(smollm2: bool, warmup: Mapping[str, Any], work: Path) -> list[Varia
             question="queries together or apart",
             name="queries take turns",
             options={"selector": "round_robin:turns=queries"},
+            trained=False,
         ),
-        *(
-            Variant(question="number of queries", name=f"{number} queries", options={"max_queries": number})
-            for number in (10, 30, 100)
+        Variant(
+            question="warm-up",
+            name="none, second factor random",
+            options={"adapter": made(random_adapter, smollm2, work)},
         ),
         *(
             Variant(
@@ -89,6 +75,35 @@ def variants(smollm2: bool, warmup: Mapping[str, Any], work: Path) -> list[Varia
                 options={"model": made(make, smollm2, work), "template": "tulu"},
             )
             for name, make in proxies
+        ),
+        *(
+            Variant(
+                question="number of queries",
+                name=f"{number} queries",
+                options={"max_queries": number},
+                trained=number == 10,
+            )
+            for number in (10, 30, 100)
+        ),
+        Variant(question="warm-up", name="4 epochs of 4", options={"warmup_checkpoints": (4,)}),
+        *(
+            Variant(
+                question="warm-up",
+                name=f"learning rate {rate * factor:.0e}",
+                options={"warmup": {**warmup, "learning_rate": rate * factor}},
+                trained=False,
+            )
+            for factor in (0.1, 5)
+        ),
+        *(
+            Variant(question="length", name=f"cut at {most} tokens", options={"max_length": most}, trained=False)
+            for most in ((128, 512) if smollm2 else (128, 256))
+        ),
+        Variant(
+            question="template",
+            name="plain Tulu" if smollm2 else "the model's own",
+            options={"template": "tulu" if smollm2 else "model"},
+            trained=False,
         ),
     ]
 

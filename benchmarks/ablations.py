@@ -100,26 +100,34 @@ def main(
         for one in variants(smollm2, common["warmup"], work / "made")
         if not questions or one.question in (*questions, "reference")
     ]
-    reporter = Reporter()
-    with locked(common["output"], "wait", reporter.say):
-        scored = [one for some in _by_options(asked) for one in score(common, some, reporter)]
-        trial = Trial(common, train_seeds, reporter)
-        selections = trial.selections(scored)
-        predicted = trial.predictions(scored)
-    name = "smollm2" if smollm2 else "demo"
-    reference = set(scored[0].selected.tolist())
     options = {key: value for key, value in common.items() if key not in PLACES}
     made = circumstances(
         f"ablations.py --seed {seed}" + " --smollm2" * smollm2,
         "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
         {**options, "train_seeds": train_seeds, "lds": LDS},
     )
+    path = results / f"ablations-{'smollm2' if smollm2 else 'demo'}-seed{seed}.json"
+    reporter = Reporter()
+    with locked(common["output"], "wait", reporter.say):
+        trial: Trial | None = None
+        scored: list[Scored] = []
+        for some in _by_options(asked):
+            scored += score(common, some, reporter)
+            # The first variants have read the pool.
+            trial = trial or Trial(common, train_seeds, reporter)
+            write_json(path, {"made": made, "level": LEVEL, **found(trial, scored)})
+
+
+def found(trial: Trial, scored: Sequence[Scored]) -> dict[str, Any]:
+    """Everything that the variants scored so far show."""
+    selections, predicted = trial.selections(scored), trial.predictions(scored)
+    reference = set(scored[0].selected.tolist())
     findings = [
         {
             "question": one.variant.question,
             "name": one.variant.name,
             "representation": one.variant.representation,
-            "loss": selections[label(one.variant)],
+            "loss": selections.get(label(one.variant)),
             "lds": asdict(interval),
             "shared_with_reference": len(reference & set(one.selected.tolist())) / len(reference),
             "sources": one.sources,
@@ -127,11 +135,7 @@ def main(
         }
         for one, interval in zip(scored, predicted, strict=True)
     ]
-    drawn = {name: selections[name] for name in (BEFORE, RANDOM)}
-    write_json(
-        results / f"ablations-{name}-seed{seed}.json",
-        {"made": made, "level": LEVEL, "references": drawn, "findings": findings},
-    )
+    return {"references": {name: selections[name] for name in (BEFORE, RANDOM)}, "findings": findings}
 
 
 def label(variant: Variant) -> str:
@@ -221,7 +225,7 @@ class Trial:
             (BEFORE, [measured_loss(recipe, target, BEFORE, None, None, self.reporter)]),
             (RANDOM, [self.losses(rows, one, RANDOM) for rows, one in zip(random, self.seeds, strict=True)]),
         ]
-        for one in scored:
+        for one in (one for one in scored if one.variant.trained):
             name = label(one.variant)
             arms.append((name, [self.losses(one.selected, seed, f"{name}, seed {seed}") for seed in self.seeds]))
         reference = label(scored[0].variant)

@@ -23,7 +23,7 @@ def tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     monkeypatch.setitem(module.SHAPES, "llama-17m", {**module.SHAPES["llama-17m"], **small, **heads})
-    monkeypatch.setattr(measure, "_peak_flops", lambda language_model: 1e9)
+    monkeypatch.setattr(measure, "peak_flops", lambda language_model: 1e9)
 
 
 @pytest.fixture

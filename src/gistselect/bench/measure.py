@@ -84,9 +84,9 @@ def bench(config: BenchConfig, say: Callable[[str], None] = lambda text: None) -
             padded_tokens=padded_tokens,
             n_tokens=sum(example.n_tokens for example in examples),
             n_supervised=sum(example.n_supervised for example in examples),
-            n_parameters=_matrix_parameters(language_model),
+            n_parameters=matrix_parameters(language_model),
             n_adapter=sum(block.size for block in engine.parameters),
-            peak_flops=_peak_flops(language_model),
+            peak_flops=peak_flops(language_model),
             arms=measured,
         )
 
@@ -181,19 +181,24 @@ def _status_bytes(field: str) -> int:
     return 0
 
 
-def _peak_flops(language_model: LanguageModel, size: int = 2048, repeats: int = 5) -> float:
-    """Best rate of a square matrix product in the model's number format, FLOP/s."""
+def peak_flops(
+    language_model: LanguageModel,
+    size: int = 2048,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Best rate of a square matrix product in the model's number format, FLOP/s, in the seconds of `clock`."""
     size = 8192 if language_model.device.type == "cuda" else size
     left = torch.randn(size, size, device=language_model.device, dtype=language_model.dtype)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         (left @ left)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * size**3 / best
 
 
-def _matrix_parameters(language_model: LanguageModel) -> int:
+def matrix_parameters(language_model: LanguageModel) -> int:
     model = language_model.model.get_base_model()
     total = sum(value.numel() for name, value in model.named_parameters() if "lora_" not in name)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight

@@ -26,6 +26,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 8,
         "tie_word_embeddings": False,
     },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
     "qwen2.5-0.5b": {
         **_QWEN,
         "hidden_size": 896,
@@ -59,4 +69,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Published model shapes, and `llama-17m` of our own with the vocabulary of a small language; all with random
 weights."""
-Shape = Literal["llama-17m", "pythia-31m", "qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-3b", "llama-3.1-8b"]
+Shape = Literal[
+    "llama-17m", "pythia-31m", "smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-3b", "llama-3.1-8b"
+]
