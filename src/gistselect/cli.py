@@ -13,10 +13,9 @@ from typing import Annotated, Literal, cast
 import cyclopts
 from cyclopts import App, Parameter
 
-from gistselect import __version__
+from gistselect import __version__, looking, upkeep
 from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
-from gistselect.looking import register
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
@@ -261,7 +260,8 @@ _ENGINE = re.compile(r"^--engine(?=$|=)")
 
 
 app.meta.suppress_keyboard_interrupt = False
-register(app)
+looking.register(app)
+upkeep.register(app)
 
 
 @app.meta.default

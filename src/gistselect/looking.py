@@ -27,8 +27,14 @@ def report(folder: Path, *others: Path, output: Path | None = None) -> None:
     output:
         Where the page goes; by default report.html in the run folder.
     """
+    from gistselect.run.finished import FinishedRun
     from gistselect.run.reporting import write_report
+    from gistselect.run.results import REPORT
 
+    if not others and output is None and (folder / REPORT).is_file() and not FinishedRun.open(folder).methods:
+        said = f"The scores of {folder} are no longer stored, so its page stays as it was written: {folder / REPORT}"
+        Terminal().print(said, markup=False, highlight=False, soft_wrap=True)
+        return
     Terminal().print(str(write_report([folder, *others], output)), markup=False, highlight=False, soft_wrap=True)
 
 

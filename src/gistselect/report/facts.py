@@ -142,6 +142,8 @@ class RunFacts:
     agreements: tuple[Agreement, ...] = ()
     rows: tuple[Reasons, ...] = ()
     """Rows to look at; a sample of each kind."""
+    missing: tuple[str, ...] = ()
+    """What the page cannot tell, since the run folder was cleaned."""
     n_repeated: int = 0
     """Selected rows that say exactly what another one says."""
     n_overlapping: int | None = None

@@ -9,7 +9,7 @@ from gistselect.run.arms import FULL, Arm, Recipe
 from gistselect.run.cells import Cell
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
-from gistselect.run.store import Artifact
+from gistselect.run.store import STORED, Artifact
 from gistselect.run.warmup import WarmUp
 from gistselect.training.recipe import steps_per_epoch
 
@@ -36,9 +36,14 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
         "score": _seconds([score.artifact]),
         "select": _seconds([select.artifact]),
     }
-    stored = sum(path.stat().st_size for cell in cells.values() for path in cell.features.folder.glob("shard-*"))
+    stored = sum(_stored(cell.features) for cell in cells.values())
     n_usable = max(score.rows.facts["n_usable"], 1)
     return SelectionCost(seconds=seconds, bytes_per_row=stored / n_usable, full_training=full)
+
+
+def _stored(features: Artifact) -> float:
+    """Bytes of the shards, also of those that were cleaned away."""
+    return sum(path.stat().st_size for path in features.folder.glob("shard-*")) or features.spent.get(STORED, 0.0)
 
 
 def _pass_seconds(cells: Sequence[Cell]) -> float:

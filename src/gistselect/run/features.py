@@ -51,6 +51,11 @@ class Features:
         return list({cell.features.key: cell for cell in cells}.values())
 
     @property
+    def reads_gradients(self) -> bool:
+        """Whether a pass needs the checkpoints of the warm-up."""
+        return any(cell.representation.reads == "gradient" for cell in self.cells)
+
+    @property
     def artifacts(self) -> list[Artifact]:
         """Everything that the stage makes."""
         made = (one.artifact for one in [*self.preparations, *self.fits])

@@ -16,6 +16,7 @@ from gistselect.run.features import Features
 from gistselect.run.finished import write_queries
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
+from gistselect.run.needed import needed
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import RUN_YAML, remember
@@ -47,7 +48,7 @@ def execute(
     and its kinds, before any work for all that can be known before it.
     """
     with locked(config.output, config.if_busy, reporter.say), _given_back(live):
-        plan = make_plan(config, last or config.last_stage, live)
+        plan = needed(make_plan(config, last or config.last_stage, live))
         if not (config.output / RUN_YAML).exists():
             remember(config)
         clock = Clock()
@@ -118,7 +119,7 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
     reporter.say(forecast(plan, config))
-    if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
+    if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp) and plan.features.reads_gradients:
         with clock("warmup"):
             plan.warmup.run(reporter)
     if plan.goes_to("features"):
@@ -132,7 +133,6 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
 
 
 def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:
-    weights = {one.checkpoint.key: one.weight for one in plan.warmup.placed()} if plan.warmup else {}
     retract_methods(plan, output)
     for method in plan.methods:
         method.score.run(reporter)
@@ -140,7 +140,7 @@ def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> di
             method.agreement.run(reporter, sources, _gradient_sources(plan.features))
             for line in agreement_lines(method):
                 reporter.say(line)
-        publish_scores(method, weights)
+        publish_scores(method)
     sources.close()
     facts = plan.methods[0].score.artifact.facts
     return {"scored": facts["n_scored"], "quarantined": facts["n_rejected"]}

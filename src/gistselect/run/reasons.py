@@ -17,16 +17,17 @@ from gistselect.data.stored import normalised, record_from_json
 from gistselect.errors import ArtifactMismatchError, ConfigError
 from gistselect.files import read_json_lines
 from gistselect.report.facts import Nearest, Reasons, Turn
+from gistselect.report.inert import visible
 from gistselect.report.terminal import reason_lines
 from gistselect.representations.bm25 import words
 from gistselect.representations.interface import Representation
 from gistselect.run import ingest
 from gistselect.run.cells import Cell, load_fit
-from gistselect.run.choosing import COLUMNS, REFUSED
+from gistselect.run.choosing import COLUMNS, REFUSED, SELECTION
 from gistselect.run.finished import FinishedMethod, FinishedRun, turns_of
 from gistselect.run.passes import read_features
 from gistselect.run.remember import recall
-from gistselect.run.scoring import SCORE, target_name
+from gistselect.run.scoring import QUARANTINE, SCORE, target_name
 from gistselect.run.store import read_batches, read_names, read_table
 from gistselect.types import Record
 
@@ -94,6 +95,15 @@ class Explainer:
             table = read_table(method.score_file, ["row", "score"])
             found.append((method.label, table["row"].to_numpy(), ranks(table["score"].to_numpy())))
         return found
+
+    @property
+    def missing(self) -> Iterator[str]:
+        """What can no longer be told, since the run folder was cleaned; a sentence each."""
+        if not self.run.records.artifact.is_complete:
+            yield "The pool's texts are no longer stored, so rows are shown without them."
+        stored = (artifact for column in self.main.columns.values() for entry in column for artifact in entry)
+        if not all(artifact.is_complete for artifact in stored):
+            yield "Features of rows are no longer stored, so nearest queries are told by words in common."
 
     def find(self, *, id: str | None = None, row: int | None = None) -> Reasons:
         """The reasons of one row of the pool. Raises `ConfigError` if there is none of that id or number."""
@@ -255,8 +265,33 @@ def explained(folder: Path, *, id: str | None, row: int | None, whole: bool = Fa
     """The reasons of one row as lines. Raises `ConfigError` unless it is named by id or number, and is there."""
     if (id is None) == (row is None):
         raise ConfigError("name the row by --id or by --row.")
-    explainer = Explainer(FinishedRun.open(folder))
+    run = FinishedRun.open(folder)
+    if not run.methods:
+        yield from _of_selection(run, id=id, row=row)
+        return
+    explainer = Explainer(run)
     yield from explainer.lines(explainer.find(id=id, row=row), whole=whole)
+    yield from explainer.missing
+
+
+def _of_selection(run: FinishedRun, *, id: str | None, row: int | None) -> Iterator[str]:
+    """What is known of a row where scores are no longer stored."""
+    lacking = f"The scores are no longer stored; 'gistselect run --output {run.folder}' makes them anew."
+    chosen = read_table(run.folder / SELECTION)
+    for entry in chosen.to_pylist():
+        if entry["row"] == row or (row is None and entry["id"] == id):
+            yield f"Row {entry['row']} ({visible(entry['id'])}) of {visible(entry['source'])}: selected."
+            yield f"  score {entry['score']:.4f}, rank {entry['rank']:,} of the {chosen.num_rows:,} selected"
+            yield f"  best target: {visible(entry['best_target'])}"
+            break
+    else:
+        for entry in read_json_lines(run.folder / QUARANTINE):
+            if entry["row"] == row or (row is None and entry["id"] == id):
+                yield f"Row {entry['row']} ({visible(entry['id'])}): quarantined, {visible(entry['reason'])}"
+                break
+        else:
+            yield "It is neither among the selected nor among the quarantined rows."
+    yield lacking
 
 
 def taken(path: Path, places: NDArray[np.intp]) -> pa.Table:

@@ -57,7 +57,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
     """The facts of a finished run."""
     if not run.methods:
-        raise ConfigError(f"{run.folder} holds no scores beside its selection; run 'gistselect select' again.")
+        raise ConfigError(f"{run.folder} holds no scores beside its selection; run it again: gistselect run --output.")
     explainer = Explainer(run)
     options = read_yaml(run.folder / RUN_YAML)
     selected = _chat_rows(run.folder / SELECTED)
@@ -79,6 +79,7 @@ def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
         curves=tuple(_curves(run)),
         agreements=tuple(_agreements(run.methods)),
         rows=tuple(_marked(one, marks) for one in _rows_to_show(explainer)) if with_rows else (),
+        missing=tuple(explainer.missing),
         n_repeated=len(selected) - len(set(selected)),
         n_overlapping=None if marks["overlaps"] is None else len(marks["overlaps"]),
         accounting=run.manifest.get("selections", {}).get(run.methods[0].label, {}),

@@ -36,20 +36,27 @@ REPORT = "report.html"
 SUBSPACE_JSON, SUBSPACE_ARRAYS = "subspace.json", "subspace.safetensors"
 
 
-def publish_scores(method: Method, weights: Mapping[str, float]) -> None:
+def publish_scores(method: Method) -> None:
     """scores.parquet, quarantine.jsonl, and of a method with a subspace its description and spectrum.
 
     What an earlier command left of another selection goes: no file of the folder is about other scores than these.
+    Where the fits were cleaned away, what was published of them beside these scores stays.
     """
     _retract_selection(method.select, method.folder)
-    for name in (SUBSPACE_ARRAYS, SUBSPACE_JSON, SPECTRUM):
-        (method.folder / name).unlink(missing_ok=True)
+    has_fits = all(fit.artifact.is_complete for column in method.columns for fit, _ in column.entries)
+    if has_fits or not _is_published(method.score.artifact / SCORES, method.folder / SCORES):
+        for name in (SUBSPACE_ARRAYS, SUBSPACE_JSON, SPECTRUM):
+            (method.folder / name).unlink(missing_ok=True)
     for name in (SCORES, QUARANTINE):
         publish(method.score.artifact / name, method.folder / name)
-    if any(
+    if has_fits and any(
         "singular_values" in load_fit(fit.artifact).arrays for column in method.columns for fit, _ in column.entries
     ):
-        _write_subspace(method, weights)
+        _write_subspace(method)
+
+
+def _is_published(made: Path, shown: Path) -> bool:
+    return shown.is_file() and (shown.samefile(made) or filecmp.cmp(made, shown, shallow=False))
 
 
 def publish_selection(select: Select, overlap: Artifact, folder: Path) -> None:
@@ -89,8 +96,10 @@ def write_rejected_queries(targets: Sequence[Target], folder: Path) -> None:
     write_json_lines(folder / "rejected_queries.jsonl", map(quarantine_entry, rejected))
 
 
-def _write_subspace(method: Method, weights: Mapping[str, float]) -> None:
+def _write_subspace(method: Method) -> None:
     """subspace.json, subspace.safetensors (singular values, left vectors, query and target features), spectrum.svg."""
+    assert method.score.warmup is not None
+    weights = {one.checkpoint.key: one.weight for one in method.score.warmup.placed()}
     null = method.score.artifact.facts["null_score_quantiles"]
     arrays: dict[str, Any] = {}
     described: dict[str, Any] = {}

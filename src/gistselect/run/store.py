@@ -34,6 +34,8 @@ IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
 SPENT = "seconds.jsonl"
 """What an artifact took, a line for each piece of work. No key, checksum or result depends on it."""
+STORED = "stored_bytes"
+"""Note of what the shards of a cleaned artifact had taken on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

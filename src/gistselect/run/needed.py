@@ -1,0 +1,28 @@
+"""What of a plan is still needed: no pass is made whose results would only be read by what is there already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gistselect.run.methods import Method
+from gistselect.run.plan import Plan
+
+
+def needed(plan: Plan) -> Plan:
+    """The plan without the fits and cells that nothing still to be made reads.
+
+    So the scores of a cleaned run folder are enough for another selection. A plan that ends with the features, or
+    before, keeps them all: they are what was asked for.
+    """
+    if not plan.goes_to("score"):
+        return plan
+    idle = {id(column) for method in plan.methods if not _reads_features(method, plan) for column in method.columns}
+    columns = tuple(column for column in plan.features.columns if id(column) not in idle)
+    return replace(plan, features=replace(plan.features, columns=columns))
+
+
+def _reads_features(method: Method, plan: Plan) -> bool:
+    if not method.score.artifact.is_complete or (method.agreement and not method.agreement.artifact.is_complete):
+        return True
+    selects = plan.goes_to("select") and not method.select.artifact.is_complete
+    return selects and method.select.options.order.needs_points
