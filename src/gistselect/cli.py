@@ -21,7 +21,7 @@ from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
-from gistselect.terminal import Terminal, print_table
+from gistselect.terminal import Terminal, print_table, quiet_libraries
 
 EXAMPLES = """
 Typical use:
@@ -50,20 +50,8 @@ def _run(config: RunConfig, until: Stage | None = None) -> None:
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter
 
-    _quiet_libraries()
+    quiet_libraries()
     execute(config, Reporter(), last=until)
-
-
-def _quiet_libraries() -> None:
-    """Silence what libraries print for their own developers; our progress says more."""
-    import logging
-    import warnings
-
-    from transformers.utils.logging import disable_progress_bar
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    disable_progress_bar()
 
 
 @app.command
@@ -131,7 +119,7 @@ def train(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import train_on_rows
 
-    _quiet_libraries()
+    quiet_libraries()
     train_on_rows(cast("TrainConfig", config), Reporter())
 
 
@@ -156,7 +144,7 @@ def evaluate(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import evaluate_model
 
-    _quiet_libraries()
+    quiet_libraries()
     for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
         Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -180,7 +168,7 @@ def compare(*, config: StudyConfig) -> None:
     from gistselect.run.study import run_study
     from gistselect.run.study_report import summary_rows
 
-    _quiet_libraries()
+    quiet_libraries()
     print_table("Held-out results", summary_rows(run_study(config, Reporter()).described()))
 
 
@@ -201,7 +189,7 @@ def validate(*, config: ValidateConfig) -> None:
     from gistselect.run.validating import trust_rows
     from gistselect.run.validating import validate as measure
 
-    _quiet_libraries()
+    quiet_libraries()
     print_table("How far the scores can be trusted", trust_rows(measure(config, Reporter())))
 
 
@@ -250,7 +238,7 @@ def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) 
     from gistselect.bench.measure import bench, format_table
     from gistselect.run.progress import Reporter
 
-    _quiet_libraries()
+    quiet_libraries()
     table = format_table(bench(config or BenchConfig(), Reporter().say))
     Terminal().print(table, markup=False, highlight=False, soft_wrap=True)
 

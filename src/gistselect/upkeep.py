@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from gistselect.terminal import Terminal
+from gistselect.run.standalone_config import DoctorConfig
+from gistselect.terminal import Terminal, quiet_libraries
+
+SIGNS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
+STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 
 def clean(
@@ -66,6 +71,44 @@ def clean(
             say(line)
 
 
+def doctor(
+    *,
+    config: Annotated[DoctorConfig | None, Parameter(name="*")] = None,
+    json: Annotated[bool, Parameter(negative="", help="Write the checks as one JSON document.")] = False,
+) -> None:
+    """Look at packages, device, disk and hub, and with --model at what a run would do with that model.
+
+    Of a model: whether it loads, what its templates teach it to end a turn with, which batches give its own loss
+    without one row moving another, and whether gradients of several rows at once are those of plain backward passes.
+    Exit status 1 if something is bad.
+
+    Typical use:
+
+        gistselect doctor
+        gistselect doctor --model Qwen/Qwen2.5-0.5B --template model --json
+    """
+    from gistselect.run.checkup import examine, is_healthy
+
+    quiet_libraries()
+    terminal = Terminal()
+    checks = []
+    for check in examine(config or DoctorConfig()):
+        checks.append(check)
+        if not json:
+            if len(checks) == 1 or checks[-2].group != check.group:
+                terminal.print(check.group, style="bold", markup=False, highlight=False)
+            line = f"  {SIGNS[check.status]} {check.name}: {check.found}"
+            terminal.print(line, style=STYLES[check.status], markup=False, highlight=False, soft_wrap=True)
+            if check.remedy:
+                terminal.print(f"       {check.remedy}", markup=False, highlight=False, soft_wrap=True)
+    if json:
+        document = {"ok": is_healthy(checks), "checks": [check.as_dict() for check in checks]}
+        print(dumps(document, indent=2))  # noqa: T201
+    if not is_healthy(checks):
+        sys.exit(1)
+
+
 def register(app: App) -> None:
     """Give the command line these commands."""
+    app.command(doctor)
     app.command(clean)

@@ -84,7 +84,7 @@ class JinjaTemplate:
             return self._query(record)
         shown = self._show(record.messages, record.tools)
         unshown = self._losses(record, shown)
-        spans = self._generated(record, shown) if self._marks_answers else self._answers(record, shown)
+        spans = self._generated(record, shown) if self.marks_answers else self._answers(record, shown)
         if not spans:
             raise DataError(f"the chat template {self.name!r} marks no token of it as the assistant's")
         return Rendered(text=shown.text, supervised=tuple(spans), content=shown.content, unshown=unshown, complete=True)
@@ -108,7 +108,8 @@ class JinjaTemplate:
     # Where the answers are.
 
     @cached_property
-    def _marks_answers(self) -> bool:
+    def marks_answers(self) -> bool:
+        """Whether the template itself says which tokens are an assistant's, in `{% generation %}` blocks."""
         return bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.source))
 
     def _generated(self, record: Record, shown: _Shown) -> list[Span]:
@@ -275,7 +276,7 @@ class JinjaTemplate:
             marks = Marks(control=self._control, answers_only=answers_only)
             marked = [marks.message(message, turn) for turn, message in enumerate(messages)]
             try:
-                rendered, blocks = self._apply(marked, marks.tools(tools), prompt, track=self._marks_answers)
+                rendered, blocks = self._apply(marked, marks.tools(tools), prompt, track=self.marks_answers)
             except DataError:
                 continue
             reading = marks.read(rendered)

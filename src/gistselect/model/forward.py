@@ -75,12 +75,17 @@ class Forward:
         self.head, self.layout, self.packing = self._choose()
 
     @property
+    def fell_back(self) -> bool:
+        """Whether the fastest layout does not give this model's loss, or lets one example move another."""
+        return self.layout != self._candidates[0][0]
+
+    @property
     def mode(self) -> str:
         """What was chosen, and why."""
         logits = "logits of all tokens by the model's own head" if self.head is None else "logits of labels only"
         rows = f"{self.layout} rows" + (f" by {self.packing}" if self.layout == "packed" else "")
-        if self.layout != (first := self._candidates[0][0]):
-            rows += f" ({first} rows do not give this model's loss)"
+        if self.fell_back:
+            rows += f" ({self._candidates[0][0]} rows do not give this model's loss)"
         return f"{rows}, {self.batch_tokens} tokens a batch; {logits}"
 
     def losses(self, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> NDArray[np.float64]:

@@ -9,9 +9,26 @@ from cyclopts import Parameter
 
 from gistselect.data.config import TextOptions
 from gistselect.evaluation.config import EvaluationConfig
-from gistselect.groups import DATA, EVALUATION, MODEL, RUN, WARMUP, many
+from gistselect.groups import DATA, ENGINE, EVALUATION, MODEL, RUN, WARMUP, many
 from gistselect.model.config import ModelConfig, ModelSettings
+from gistselect.model.engine_config import EngineConfig
 from gistselect.training.recipe import TrainingConfig
+
+
+@Parameter(name="*")
+class DoctorConfig(ModelSettings):
+    """What is looked at."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    """Folder or hub id of a causal language model to try; without it the machine alone is looked at."""
+    adapter: Annotated[Path | None, Parameter(group=MODEL)] = None
+    """PEFT adapter folder to try on it; by default a small random one."""
+    template: Annotated[str, Parameter(group=DATA)] = TextOptions.model_fields["template"].default
+    """How a conversation becomes text: tulu (published), model (the tokenizer's chat template) or a jinja file."""
+    output: Annotated[Path, Parameter(group=RUN)] = Path()
+    """Where a run folder will stand; the room there is looked at."""
+    engine: Annotated[EngineConfig, Parameter(group=ENGINE)] = EngineConfig()
+    """Batches and memory of the gradient passes."""
 
 
 class _WithModel(ModelSettings):
