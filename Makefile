@@ -3,11 +3,13 @@
 #   make test    environment, install, the fast test suite
 # The tests that it leaves out, minutes on two cores:
 #   make test-slow
+# What is published, built and used outside the checkout:
+#   make wheel-check
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check install clean
+.PHONY: demo test test-slow check wheel-check install clean
 
 demo: install
 	$(BIN)/gistselect demo --output runs/demo
@@ -25,6 +27,9 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_light_start.py
 	$(BIN)/python tools/write_reference.py --check
+
+wheel-check: install
+	$(BIN)/python tools/check_wheel.py
 
 install: $(VENV)/installed
 

@@ -29,7 +29,7 @@ BULKY = {
     "fit": "task subspaces and what else the queries determined",
     "warmup": "adapters and optimizer of the warm-up",
 }
-"""Stages that only scores need."""
+"""Stages that only scores need, and what people read for each."""
 OTHERS = {
     "records": "the pool as it was read",
     "tokens": "the pool as tokens",
@@ -37,6 +37,9 @@ OTHERS = {
     "selection": "selections of other options",
     "train": "trained models of the comparison",
 }
+"""Stages of which what the last command used is kept with the scores."""
+REST = {**OTHERS, "scores": "scores", "selection": "selections"}
+"""The same where nothing of them is kept."""
 NOTES = (INPUTS, SPENT, CURVE)
 """Small files that stay when the rest of an artifact goes: what it was, what it took, and how a training went."""
 _ARTIFACT = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
@@ -89,8 +92,7 @@ def find_removals(folder: Path, keep: Keep) -> Cleaning:
         stage = artifact.name.rpartition("-")[0]
         if keep == "scores" and (stage not in (BULKY | OTHERS) or (artifact.name in kept and stage not in BULKY)):
             continue
-        what = (BULKY | OTHERS).get(stage, f"{stage} of the comparison")
-        what = {"scores": "scores", "selection": "selections"}.get(stage, what) if keep == "selection" else what
+        what = {**BULKY, **(OTHERS if keep == "scores" else REST)}.get(stage, f"{stage} of the run")
         files = [one for one in _files(artifact, links) if one.name not in NOTES]
         found.setdefault(what, []).extend(sorted(files, key=lambda one: (one.name != COMPLETE, one)))
     if keep == "selection":
