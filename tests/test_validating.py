@@ -186,3 +186,17 @@ def test_perfect_and_empty_scores_give_one_and_chance(tmp_path: Path) -> None:
     drawn = [1 / (1 + min(order.permutation(53)[:3])) for _ in range(20000)]
     assert perfect["MRR made-up facts"].chance == pytest.approx(np.mean(drawn), rel=0.03)
     assert _mean_reciprocal_rank_by_chance(5, 5) == pytest.approx(1.0)
+
+
+def test_a_method_with_one_score_for_a_target_is_judged_on_every_fact(tmp_path: Path) -> None:
+    ids = [f"ordinary-{i}" for i in range(10)] + [f"{kind}-row-0" for kind in (SAME, MIXED)]
+    ids += [f"facts-row-{fact}-{i}" for fact in (0, 1) for i in range(2)]
+    first = [float(one.startswith("facts-row-0")) for one in ids]
+    columns = {f"score/{kind}": first for kind in (SAME, MIXED, FACTS)}
+    pq.write_table(pa.table({"id": ids, **columns}), tmp_path / "scores.parquet")
+    found = found_in(tmp_path / "scores.parquet", "m", recall_rows=2, draws=100, level=0.95, seed=0)
+    by_measure = {one.measure: one.interval.mean for one in found if one.kind == "made-up facts"}
+    assert by_measure["Recall@2"] == pytest.approx(0.5), "both rows of one fact lead, those of the other do not"
+    assert by_measure["MRR"] == pytest.approx((1 + 1 / 15) / 2), (
+        "with ties broken by order, the last but one of 16 rows"
+    )

@@ -156,11 +156,13 @@ def found_in(scores: Path, method: str, *, recall_rows: int, draws: int, level: 
         name = "spoilt answers, " + ("homogeneous" if kind == SAME else "heterogeneous")
         chance = float(planted.sum() / rows.sum())
         found.append(Found(kind=name, measure="AUPRC", method=method, interval=interval, chance=chance))
-    names = [name for name in table.column_names if name.startswith(f"{SCORE}{FACTS}/")]
+    facts = sorted({int(one.split("-")[2]) for one in ids[np.char.startswith(ids, f"{FACTS}-row-")].tolist()})
     recalls, ranks, size = [], [], []
-    for name in names:
-        relevant = np.char.startswith(ids, f"{FACTS}-row-{name.rpartition('-')[2]}-")
-        values = table[name].to_numpy()
+    for fact in facts:
+        relevant = np.char.startswith(ids, f"{FACTS}-row-{fact}-")
+        own = f"{SCORE}{FACTS}/fact-{fact}"
+        # A method may have one score for a whole target: every question is then answered by the same order.
+        values = table[own if own in table.column_names else f"{SCORE}{FACTS}"].to_numpy()
         recalls.append(recall_at(values, relevant, recall_rows))
         ranks.append(reciprocal_rank(values, relevant))
         size.append(int(relevant.sum()))
