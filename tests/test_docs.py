@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cyclopts
+import pyarrow.parquet as pq
 import pytest
 
 from gistselect.cli import app, main
+from gistselect.files import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLE = ROOT / "docs" / "adding-a-representation.md"
 MODEL = ROOT / "src" / "gistselect" / "demo" / "model"
 
 
@@ -38,7 +46,7 @@ def commands(text: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_exists(page: Path) -> None:
     for info, body in blocks(page):
-        if info == "python" or info.startswith("jsonl"):
+        if info.startswith(("python", "jsonl", "toml")):
             continue
         for arguments in commands(body):
             if arguments[0].startswith("--"):
@@ -57,19 +65,122 @@ def test_the_pages_have_commands() -> None:
     assert found["quickstart.md"] >= 6
 
 
-def test_the_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def carry_out(page: Path, folder: Path) -> list[str]:
+    """Write the files that a page shows (` ```jsonl NAME `, ` ```python NAME `, …) and run what it says is run."""
+    ran = []
+    for info, body in blocks(page):
+        kind, _, name = info.partition(" ")
+        if kind == "sh" and name == "run":
+            for arguments in commands(body):
+                main(arguments)
+                ran.append(" ".join(arguments))
+        elif kind != "sh" and name:
+            (folder / name).write_text(body, encoding="utf-8")
+    return ran
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the model, pool and target of the quickstart."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(MODEL)
     for info, body in blocks(ROOT / "docs" / "quickstart.md"):
-        kind, _, name = info.partition(" ")
-        if kind == "jsonl":
-            (tmp_path / name).write_text(body, encoding="utf-8")
-        elif name == "run":
-            for arguments in commands(body):
-                main(arguments)
-    pool = (tmp_path / "pool.jsonl").read_bytes().splitlines()
-    cheap = (tmp_path / "runs" / "cheap" / "selected.jsonl").read_bytes().splitlines()
+        if info.startswith("jsonl "):
+            (tmp_path / info.removeprefix("jsonl ")).write_text(body, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_quickstart_runs(folder: Path) -> None:
+    carry_out(ROOT / "docs" / "quickstart.md", folder)
+    pool = (folder / "pool.jsonl").read_bytes().splitlines()
+    cheap = (folder / "runs" / "cheap" / "selected.jsonl").read_bytes().splitlines()
     assert len(cheap) == 2
     assert all(b"What is" in row and row in pool for row in cheap)
-    assert len((tmp_path / "runs" / "mine" / "selected.jsonl").read_bytes().splitlines()) == 3
-    assert all((tmp_path / "handover" / tool).is_dir() for tool in ("trl", "axolotl", "llamafactory"))
+    assert len((folder / "runs" / "mine" / "selected.jsonl").read_bytes().splitlines()) == 3
+    assert all((folder / "handover" / tool).is_dir() for tool in ("trl", "axolotl", "llamafactory"))
+
+
+RUN = [page for page in PAGES if any(info == "sh run" for info, _ in blocks(page))]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in RUN if page.stem not in ("quickstart", EXAMPLE.stem)], ids=lambda page: page.name
+)
+def test_what_a_page_says_is_run_runs(page: Path, folder: Path) -> None:
+    assert carry_out(page, folder)
+    for made in folder.glob("runs/*"):
+        assert (made / "selected.jsonl").stat().st_size
+
+
+def test_the_example_of_a_representation_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its entry point, with options and keys of its own; scores against its definition, row by row."""
+    metadata = folder / "shared_words-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-words\nVersion: 1.0\n")
+    (declared,) = (body for info, body in blocks(EXAMPLE) if info.startswith("toml"))
+    for group, points in tomllib.loads(declared)["project"]["entry-points"].items():
+        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+    monkeypatch.syspath_prepend(folder)
+    importlib.invalidate_caches()
+    assert carry_out(EXAMPLE, folder)
+    asked = {word for query in read_json_lines(folder / "mine.jsonl") for word in said(query)}
+    table = pq.read_table(folder / "runs" / "shared" / "scores.parquet").to_pylist()
+    pool = read_json_lines(folder / "pool.jsonl")
+    assert [one["row"] for one in table] == list(range(len(pool)))
+    for one in table:
+        own = said(pool[one["row"]])
+        assert one["score"] == pytest.approx(len(own & asked) / len(own))
+    assert (folder / "runs" / "shared" / "methods" / "bm25" / "selected.jsonl").is_file()
+    main(["run", "--output", "runs/other", "--pool", "pool.jsonl", "--target", "mine.jsonl", "--budget", "2",
+          "--representation", "shared_words:shortest=40", "--until", "score"])  # fmt: skip
+    assert len(read_json_lines(folder / "runs" / "other" / "quarantine.jsonl")) == len(pool)
+
+
+def said(row: dict[str, Any]) -> set[str]:
+    """The different words of a row with two letters at least."""
+    text = " ".join(turn["content"] for turn in row["messages"]).lower()
+    return {word for word in re.findall(r"[a-z0-9]+", text) if len(word) >= 2}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: page.name)
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_notebook_runs_and_holds_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells in order in one namespace; what a cell ends with is shown, as a notebook does."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "docs" / "api.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["metadata"]["kernelspec"]["name"]) == (4, "python3")
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    names: dict[str, Any] = {"__name__": "__main__"}
+    shown = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+            shown.append(display("".join(cell["source"]), names))
+    selection, more = names["selection"], names["more"]
+    assert (len(selection), len(more)) == (10, 20)
+    told = "\n".join(shown)
+    assert "<table>" in told
+    assert "sums" in told
+    assert "rank 1 of 80" in told
+    assert "rejected" in told
+    assert "features: ['messages', 'dataset']" in told
+    # With a live model of random weights any ten rows may win; with the warm-up the target's kind does.
+    assert sum(source == "sums" for source in selection.sources) >= 8
+
+
+def display(source: str, names: dict[str, Any]) -> str:
+    """Run a cell; its last expression as a notebook would show it, or nothing."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    if last is None:
+        return ""
+    value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+    return value._repr_html_() if hasattr(value, "_repr_html_") else repr(value)
