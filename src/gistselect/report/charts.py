@@ -65,7 +65,8 @@ class Plot:
     y: tuple[float, float]
     legend: Sequence[str] = ()
     parts: list[str] = field(default_factory=list)
-    marked: int = 0
+    names: list[str] = field(default_factory=list)
+    """Of marked lines; over everything else, so that no other line crosses them."""
 
     def across(self, x: float) -> float:
         """Horizontal place of a value; what lies outside the axis is drawn at its end."""
@@ -81,12 +82,14 @@ class Plot:
 
     def mark(self, name: str, x: float) -> None:
         """A named vertical line."""
-        at, height = self.across(x), TOP + 12 + 15 * self.marked
-        self.marked += 1
+        at, height = self.across(x), TOP + 12 + 15 * len(self.names)
         end = at > (WIDTH + LEFT) / 2
         self.add(
             f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#1a1a1a" '
-            f'stroke-dasharray="3 3"/><text class="ink" x="{at - 5 if end else at + 5:.1f}" y="{height}" '
+            'stroke-dasharray="3 3"/>'
+        )
+        self.names.append(
+            f'<text class="ink" x="{at - 5 if end else at + 5:.1f}" y="{height}" '
             f'text-anchor="{"end" if end else "start"}" fill="#1a1a1a">{inert(name)}</text>'
         )
 
@@ -114,7 +117,7 @@ class Plot:
                 f'<rect {fill(index)} x="{LEFT}" y="{line - 5}" width="18" height="6"/>',
                 f'<text class="ink" x="{LEFT + 26}" y="{line + 3}" fill="#1a1a1a">{inert(name)}</text>',
             ]
-        return "\n".join([*opening, *self._ticks(), *self.parts, *closing, "</svg>"]) + "\n"
+        return "\n".join([*opening, *self._ticks(), *self.parts, *self.names, *closing, "</svg>"]) + "\n"
 
     def _ticks(self) -> list[str]:
         parts = []

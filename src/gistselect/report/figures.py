@@ -111,7 +111,7 @@ def density_chart(
         y_label=y_label,
         x=extent([0.0, float(np.quantile(x, 0.995))]),
         y=extent([float(y.min()), float(y.max())]),
-        legend=["scored rows (darker: more)", "selected rows"],
+        legend=["scored rows (stronger: more)", "selected rows"],
     )
     counts, x_edges, y_edges = np.histogram2d(np.minimum(x, plot.x[1]), y, bins=(48, 30), range=(plot.x, plot.y))
     for column, row in zip(*np.nonzero(counts), strict=True):
