@@ -1,4 +1,8 @@
-"""Commands in the documentation: those marked `run` are run, all others must exist with such options."""
+"""Commands in the documentation: each block says by its mark how it is tested, and all must exist with such options.
+
+` ```sh run `: here. ` ```sh long `: among the slow tests, on a small pool. ` ```sh install `: by CI's own make targets.
+` ```sh gpu `, ` ```sh hub `: need a GPU or a cluster, the hub or the published data sets, and are parsed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gistselect.cli import app, main
-from gistselect.files import read_json_lines
+from gistselect.files import read_json_lines, write_json_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +63,14 @@ def test_every_command_of_a_page_exists(page: Path) -> None:
                 assert "--output" in arguments
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "options.md"], ids=lambda page: page.name)
+def test_every_block_of_commands_says_how_it_is_tested(page: Path) -> None:
+    marks = {f"sh {kind}" for kind in ("run", "long", "install", "gpu", "hub")}
+    for info, body in blocks(page):
+        if info != "python" and list(commands(body)):
+            assert info in marks, body
+
+
 def test_the_pages_have_commands() -> None:
     found = {page.name: sum(1 for _, body in blocks(page) for _ in commands(body)) for page in PAGES}
     assert found["README.md"] >= 10
@@ -98,6 +110,42 @@ def test_the_quickstart_runs(folder: Path) -> None:
     assert all(b"What is" in row and row in pool for row in cheap)
     assert len((folder / "runs" / "mine" / "selected.jsonl").read_bytes().splitlines()) == 3
     assert all((folder / "handover" / tool).is_dir() for tool in ("trl", "axolotl", "llamafactory"))
+
+
+@pytest.mark.slow
+def test_the_overview_of_the_readme_runs(folder: Path) -> None:
+    """Every command but the benchmark, whose default takes minutes, and tasks whose data are not embedded."""
+    pool = [exchange(f"What is {n} plus {n % 7}?", f"{n} plus {n % 7} is {n + n % 7}.") for n in range(130)]
+    heldout = [exchange(f"What is {n} minus 3?", f"{n} minus 3 is {n - 3}.") for n in range(50, 60)]
+    for name, rows in (("many", pool), ("heldout", heldout), ("rows", pool[:12])):
+        write_json_lines(folder / f"{name}.jsonl", rows)
+    (folder / "M").symlink_to(MODEL)
+    (folder / "data").symlink_to(MODEL.parent / "data")
+    small = "--warmup.global-batch-size 4 --warmup.adapter.rank 4 --finetune.adapter.rank 4 --finetune.epochs 1 "
+    small += "--warmup-share 0.2 --budget 10 --train-seeds 0 1 --heldout heldout.jsonl"
+    made = f"run --model ./model --pool many.jsonl --target mine.jsonl --output runs/math --evaluate {small}"
+    main(made.split())
+    ran = 0
+    for info, body in blocks(ROOT / "README.md"):
+        if info == "sh long":
+            for arguments in commands(body):
+                if arguments[0] == "bench":
+                    continue
+                if arguments[0] == "evaluate" and "--tasks" in arguments:
+                    arguments = [one for one in arguments if one not in ("mmlu", "bbh")]
+                    adapter = min(folder.glob("adapters/a/seed-0/checkpoint-*"))
+                    arguments[arguments.index("--adapter") + 1] = str(adapter)
+                    arguments += ["--limit", "2"]
+                main(arguments)
+                ran += 1
+    assert ran >= 15
+    assert (folder / "studies" / "a" / "study.md").is_file()
+    assert (folder / "trust" / "a" / "validation.md").is_file()
+    assert (folder / "adapters" / "a" / "seed-0" / "merged").is_dir()
+
+
+def exchange(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 RUN = [page for page in PAGES if any(info == "sh run" for info, _ in blocks(page))]
