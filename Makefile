@@ -27,6 +27,7 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_light_start.py
 	$(BIN)/python tools/write_reference.py --check
+	$(BIN)/python tools/write_results.py --check
 
 wheel-check: install
 	$(BIN)/python tools/check_wheel.py

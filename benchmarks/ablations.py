@@ -41,7 +41,7 @@ from gistselect.streams import Stream, generator
 from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
 from trust_study import LEVEL, PIECES
 
-app = cyclopts.App(help=__doc__)
+app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 RANDOM = BASELINES["random"]
 LDS = PIECES["lds"]
 

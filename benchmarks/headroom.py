@@ -29,9 +29,9 @@ from gistselect.streams import Stream, generator
 from study_setup import DEMO, PLACES, REAL, RESULTS, SHARED, WORK, circumstances, model_folder, pool_lines, write_lines
 from study_targets import SOURCES, OwnTargets
 
-app = cyclopts.App(help=__doc__)
+app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 ROWS, LEVEL = 64, 0.95
-ITEMS = {"mmlu": 1, "bbh": 2, "xqa": 8}
+ITEMS = {"mmlu": 1, "bbh": 1, "xqa": 8}
 """Held-out items of each group; 40 of targets without groups."""
 IN_DOMAIN, RANDOM = "rows of its sources", "random rows"
 
@@ -77,7 +77,7 @@ def main(
     pool, places = rows_to_train(data, own, draws, seed, folder)
     common: dict[str, Any] = {
         **(REAL if smollm2 else DEMO),
-        "max_length": 1024,
+        "max_length": 2048,
         "model": model_folder(not smollm2),
         "pool": [str(pool)],
         "data_dir": data,

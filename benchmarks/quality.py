@@ -15,7 +15,7 @@ import torch
 
 from gistselect.errors import GistSelectError
 from gistselect.files import write_json
-from gistselect.run.config import RunConfig
+from gistselect.run.config import DRAWN, RunConfig
 from gistselect.run.pipeline import execute
 from gistselect.run.plan import make_plans
 from gistselect.run.progress import Reporter
@@ -25,7 +25,7 @@ from study_setup import RESULTS, SHARED, WORK, circumstances, model_folder, pool
 from study_sizes import SIZES, Size
 from study_targets import OWN, OwnTargets
 
-app = cyclopts.App(help=__doc__)
+app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 PARTS = ("findings", "overlap", "sources")
 """What is found target by target; the rest of a study is the same for all."""
 
@@ -101,13 +101,14 @@ def main(
 
 def _pieces(size: Size, target: str, shared: dict[str, Any], own: OwnTargets | None) -> list[StudyConfig]:
     """The comparisons of one target: one for each set of selectors that go with the same methods."""
-    items = {"heldout_items": size.heldout[target]}
-    return [
-        StudyConfig.from_values(
-            {**shared, **items, **_targets([target], own), "representation": methods, "selectors": selectors}
-        )
-        for methods, selectors in size.orders
-    ]
+    found = []
+    for methods, selectors in size.orders:
+        # A method that a selector cannot be used with is no rival there either.
+        baselines = [one for one in shared["baselines"] if one in DRAWN or one in methods]
+        own_values = {"representation": methods, "selectors": selectors, "baselines": baselines}
+        items = {"heldout_items": size.heldout[target]}
+        found.append(StudyConfig.from_values({**shared, **items, **_targets([target], own), **own_values}))
+    return found
 
 
 def _together(size: Size, shared: dict[str, Any], own: OwnTargets | None) -> RunConfig:

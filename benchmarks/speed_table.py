@@ -38,7 +38,7 @@ from gistselect.model.sinks import Collector, ProjectionSink, SketchSink
 from gistselect.types import Example, Record
 from study_setup import RESULTS, SHARED, WORK, circumstances, drawn_rows, model_folder, pool_lines, write_lines
 
-app = cyclopts.App(help=__doc__)
+app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 SEED, REPORTED = 0, 100_000
 LOOP, ONE, THREE = "published loop, 1 target", "GIST, 1 target", "GIST, 3 targets"
 FOUR = 4

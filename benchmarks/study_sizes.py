@@ -41,7 +41,7 @@ class Size:
 
 SEEDS = {"train_seeds": [0, 1, 2]}
 SELECTORS = {"selectors": ["top_k", "round_robin", "round_robin:turns=queries", "gip"], "budgets": ["1%", "5%"]}
-DRAWN = {"baselines": ["random", "length"]}
+DRAWN = {"baselines": ["random", "length", "bm25"]}
 SIZES: dict[str, Size] = {
     "demo": Size(
         heldout={"gsm8k": 50, "mmlu": 2, "bbh": 2},
@@ -68,7 +68,7 @@ SIZES: dict[str, Size] = {
             **REAL,
             **SEEDS,
             **SELECTORS,
-            "baselines": ["random", "length", "full"],
+            "baselines": ["random", "length", "bm25", "full"],
             "max_length": 2048,
             "warmup": {**SHORT, **SEVERAL},
             "warmup_share": 0.05,

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import cyclopts
+import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from gistselect.files import read_json, write_json
 from gistselect.run.progress import Reporter
 from gistselect.run.validate_config import ValidateConfig
-from gistselect.run.validating import VALIDATION, validate
+from gistselect.run.validating import VALIDATION, random_subsets, validate
 from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
 
-app = cyclopts.App(help=__doc__)
+app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
 LEVEL = 0.95
 PIECES: dict[str, dict[str, Any]] = {
@@ -71,7 +73,23 @@ def main(
         config = ValidateConfig.from_values({**common, **PIECES[piece], "representation": METHODS})
         validate(config, Reporter())
         found += read_json(config.output / VALIDATION)
-        write_json(results / f"trust-{name}-seed{seed}.json", {"made": made, "level": LEVEL, "found": found})
+        parts = {"level": LEVEL, "random_orders": random_orders(found, seed), "found": found}
+        write_json(results / f"trust-{name}-seed{seed}.json", {"made": made, **parts})
+
+
+def random_orders(found: list[dict[str, Any]], seed: int, draws: int = 2000) -> dict[str, float]:
+    """LDS that random orders reach with these subsets: one of them stands among the methods, and may be lucky."""
+    points = next((one["details"] for one in found if one["measure"] == "LDS"), None)
+    if points is None:
+        return {}
+    n, subsets = PIECES["lds"]["validation_rows"], len(points["loss"])
+    chosen = random_subsets(n, points["rows"], subsets, seed)
+    orders = np.random.default_rng(seed).random((draws, n))
+    predicted = rankdata(np.stack([orders[:, rows].sum(axis=1) for rows in chosen]), axis=0)
+    real = rankdata(-np.array(points["loss"]))
+    reached = [float(np.corrcoef(predicted[:, draw], real)[0, 1]) for draw in range(draws)]
+    low, high = np.quantile(reached, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return {"orders": draws, "mean": float(np.mean(reached)), "low": low, "high": high, "highest": max(reached)}
 
 
 if __name__ == "__main__":
