@@ -168,7 +168,7 @@ def test_a_forged_checkpoint_is_not_unpickled(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gistselect.training.train.record", then_stop)
+        patch.setattr("gistselect.training.trainer.record", then_stop)
         with pytest.raises(KeyboardInterrupt):
             run(config, warmup_checkpoints=(2,))
     (folder,) = config["output"].glob("artifacts/warmup-*/training/checkpoint-*")

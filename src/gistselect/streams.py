@@ -53,6 +53,8 @@ class Stream(IntEnum):
     """Rows that are spoilt or made up, and among which others they are hidden."""
     MINHASH = 18
     """Hash functions that near-duplicates are told by."""
+    RANK_DROPOUT = 19
+    """Dropout in each of several processes that train together; followed by the process."""
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

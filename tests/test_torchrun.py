@@ -1,0 +1,184 @@
+"""Training in several processes: the rows and weights of a single one, and one of them alone speaks and writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from gistselect.errors import ConfigError
+from gistselect.files import read_json
+from gistselect.training import ranks
+from gistselect.training.checkpoints import RECEIPT
+from gistselect.training.recipe import epoch_order
+from gistselect.training.trainer import _EpochSampler, _Rows
+from tiny_models import examples
+from tiny_runs import WARMUP, row, write_rows
+
+EPOCHS = 3
+TRAINING = {**WARMUP, "epochs": EPOCHS, "device_batch_size": 1, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+"""Four rows a step, and no dropout, whose draws are each process's own."""
+TOLERANCE = 1e-5
+"""Largest length of a weight's difference between one process and two, relative to the weight."""
+
+
+def options(config: dict[str, Any], output: Path, **changes: Any) -> list[str]:
+    """The options as a file, on the command line."""
+    path = output.with_suffix(".yaml")
+    given = {**config, "warmup": TRAINING, "warmup_checkpoints": [EPOCHS], **changes}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    path.write_text(yaml.safe_dump({**plain, "output": str(output)}), encoding="utf-8")
+    return ["--config", str(path), "--output", str(output)]
+
+
+def start(n: int, arguments: list[str], **more: Any) -> subprocess.Popen[str]:
+    """A command in `n` processes, or (1) as it is."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+    environment = {name: value for name, value in os.environ.items() if name not in ranks.VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "gistselect", *arguments],
+        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What the command said; it succeeded."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def training_of(output: Path) -> Path:
+    (folder,) = output.glob("artifacts/warmup-*/training")
+    return folder
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert float((ours[name] - tensor).norm() / tensor.norm()) < TOLERANCE, name
+
+
+def test_two_processes_train_what_one_trains(config: dict[str, Any], tmp_path: Path) -> None:
+    """17 rows leave a last step of a single one, of which the second process has none."""
+    config["warmup_share"] = 0.33
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    both = [start(1, ["warmup", *options(config, alone)]), start(2, ["warmup", *options(config, together)])]
+    _, said = [finished(one) for one in both]
+    one, two = training_of(alone), training_of(together)
+    assert [path.name for path in one.glob("checkpoint-*")] == [path.name for path in two.glob("checkpoint-*")]
+    for checkpoint in one.glob("checkpoint-*"):
+        assert_close(two / checkpoint.name, checkpoint)
+    curves = [np.array(read_json(folder / "curve.json")) for folder in (one, two)]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    written = [{path.name for path in folder.rglob("*")} for folder in (alone / "artifacts", together / "artifacts")]
+    assert written[0] == written[1]
+    assert said.count("Results are in") == said.count("Warm-up: ") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_what_followed_the_last_epoch(config: dict[str, Any], tmp_path: Path) -> None:
+    """Training again gives the same bits as training undisturbed, with dropout too."""
+    config["warmup_share"] = 1.0
+    training = {**TRAINING, "epochs": 2, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+    changes = {"warmup": training, "warmup_checkpoints": [2]}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finished(start(2, ["warmup", *options(config, whole, **changes)]))
+    process = start(2, ["warmup", *options(config, broken, **changes)])
+    kill_second_after_an_epoch(process, broken)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode
+    assert "lost one of its 2 processes" in said or "SIGTERM" in said, said
+    receipt = read_json(training_of(broken) / RECEIPT)
+    assert list(receipt["written"]) == ["checkpoint-13"]
+    finished(start(2, ["warmup", *options(config, broken, **changes)]))
+    for checkpoint in training_of(whole).glob("checkpoint-*"):
+        for name in ("adapter_model.safetensors", "moments.safetensors"):
+            found = training_of(broken) / checkpoint.name / name
+            assert found.read_bytes() == (checkpoint / name).read_bytes(), found
+
+
+def kill_second_after_an_epoch(process: subprocess.Popen[str], output: Path) -> None:
+    """End the second process by force once the first epoch's checkpoint is written."""
+    for _ in range(3000):
+        receipts = list(output.glob(f"artifacts/warmup-*/training/{RECEIPT}"))
+        if receipts and read_json(receipts[0]).get("written"):
+            break
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = [one for one in children if b"\0RANK=1\0" in Path(f"/proc/{one}/environ").read_bytes()]
+    os.kill(int(second), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_every_training_of_a_run_is_shared(config: dict[str, Any], tmp_path: Path) -> None:
+    """Warm-up, arms, and the trainings within a representation, which stay with the first process."""
+    held = write_rows(tmp_path / "held.jsonl", [row(f"What is {i} and 5?", f"It is {i + 5}.") for i in range(6)])
+    changes = {
+        "representation": ["gist", "loss_drop"],
+        "heldout": [str(held)],
+        "evaluate": True,
+        "finetune": TRAINING,
+        "train_seeds": [0],
+    }
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    both = [
+        start(1, ["run", *options(config, alone, **changes)]),
+        start(2, ["run", *options(config, together, **changes)]),
+    ]
+    _, said = [finished(one) for one in both]
+    assert (alone / "selected.jsonl").read_bytes() == (together / "selected.jsonl").read_bytes()
+    ours, theirs = ([row["interval"]["mean"] for row in read_json(folder / "comparison.json")[0]["rows"]]
+                    for folder in (together, alone))  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert len(re.findall("train on random rows", said)) == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_is_said_once(config: dict[str, Any], tmp_path: Path) -> None:
+    config["warmup_share"] = 0.33
+    uneven = {**TRAINING, "global_batch_size": 3}
+    said, _ = (process := start(2, ["warmup", *options(config, tmp_path / "run", warmup=uneven)])).communicate(
+        timeout=300
+    )
+    assert process.returncode
+    assert said.count("global_batch_size=3 cannot be shared by 2 devices") == 1
+
+
+@pytest.mark.parametrize("n", [8, 13, 16, 21])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_row_of_an_epoch_is_read_once(n: int, processes: int) -> None:
+    """What fills the last batches up teaches nothing, and is no row."""
+    lengths, multiple = [5] * n, 4 * processes
+    sampler = _EpochSampler(lengths, 12, seed=0, multiple=multiple)
+    sampler.set_epoch(2)
+    order = list(sampler)
+    assert order[:n] == epoch_order(lengths, global_batch_size=12, seed=0, epoch=2)
+    assert set(order[n:]) <= {n}
+    assert len(order) == len(sampler)
+    assert len(order) % multiple == 0
+    assert len(order) - n < multiple
+    rows = _Rows(examples())
+    assert rows[len(rows)]["labels"] == [-100, -100]
+
+
+def test_a_process_among_several_that_nobody_leads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks.current() is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun"):
+        ranks.current()
