@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gistselect.cli import main
-from gistselect.report.charts import ticks
+from gistselect.report.charts import Line, line_chart, ticks
 from gistselect.report.page import MOST_BYTES
 from gistselect.run.finished import FinishedRun
 from gistselect.run.reasons import COSINE, SHARED_WORDS, Explainer
@@ -207,6 +207,15 @@ def test_ticks_are_round_and_within(low: float, high: float) -> None:
     assert low - 1e-9 <= found[0] < found[-1] <= high + 1e-9
     steps = np.diff(found)
     assert np.allclose(steps, steps[0])
+
+
+def test_an_axis_of_steps_has_no_half_steps() -> None:
+    drawn = {}
+    for last in (4.0, 3.5):
+        line = Line(name="loss", x=[1.0, 2.0, last], y=[3.0, 2.0, 1.0])
+        drawn[last] = line_chart([line], title="t", x_label="step", y_label="nats")
+    across = {last: re.findall(r'text-anchor="middle" fill="#555555">([^<]+)<', chart) for last, chart in drawn.items()}
+    assert across == {4.0: ["1", "2", "3", "4"], 3.5: ["1", "1.5", "2", "2.5", "3", "3.5"]}
 
 
 def test_data_is_inert_in_a_browser(cheap: dict[str, Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def accounting(run: RunFacts) -> Iterator[Section]:
     unit = found["unit"]
     rows = [
         (f"budget in {unit}", f"{found['budget']:,}"),
-        (f"{unit} taken", f"{found['used']:,}"),
+        *([(f"{unit} taken", f"{found['used']:,}")] if unit != "rows" else []),
         (
             "rows taken",
             Link(

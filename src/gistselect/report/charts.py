@@ -44,6 +44,7 @@ def line_chart(
         x=extent([value for line in lines for value in line.x]),
         y=y_range or extent([value for line in lines for value in line.y]),
         legend=[line.name for line in lines],
+        counts=all(float(value).is_integer() for line in lines for value in line.x),
     )
     for index, line in enumerate(lines):
         points = " ".join(f"{plot.across(x):.1f},{plot.down(y):.1f}" for x, y in zip(line.x, line.y, strict=True))
@@ -64,6 +65,8 @@ class Plot:
     x: tuple[float, float]
     y: tuple[float, float]
     legend: Sequence[str] = ()
+    counts: bool = False
+    """Whether the horizontal axis counts something: no tick stands between two steps."""
     parts: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     """Of marked lines; over everything else, so that no other line crosses them."""
@@ -130,6 +133,8 @@ class Plot:
                 f"{number(y)}</text>",
             ]
         for x in ticks(*self.x):
+            if self.counts and not float(x).is_integer():
+                continue
             parts.append(
                 f'<text class="tick" x="{self.across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" '
                 f'fill="#555555">{number(x)}</text>'
