@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gistselect.data.config import ReadOptions
-from gistselect.data.pool import open_pool
+from gistselect.data.pool import Reader, open_pool
 from gistselect.data.stored import normalised
 from gistselect.data.templates import load_template
 from gistselect.errors import DataError
@@ -177,19 +177,22 @@ def test_what_bears_on_the_answer_is_never_dropped_in_silence() -> None:
     assert "'documents'" in refused(chat(documents=["d"]))
     assert "'context'" in refused(chat(context="c"))
     pool = in_memory([chat(rationale="r", id=1, category="x"), chat(rationale="s")])
-    assert all(isinstance(row, Record) for row in pool.rows())
-    (found,) = pool.summary()
+    reader = Reader(pool)
+    assert all(isinstance(row, Record) for row in reader.part(0))
+    (found,) = reader.found
     assert dict(found.unread) == {"rationale": 2}
     assert any("'rationale' is not read; 2 rows" in sentence for sentence in found.lines)
     pool = in_memory([{"messages": [QUESTION, {**ANSWER, "mood": "glad"}]}])
-    list(pool.rows())
-    assert dict(pool.summary()[0].unread) == {"messages[].mood": 1}
+    reader = Reader(pool)
+    list(reader.part(0))
+    assert dict(reader.found[0].unread) == {"messages[].mood": 1}
 
 
 def test_what_was_detected_is_said_once_a_part() -> None:
     pool = in_memory([chat(id=1), chat(id=1), {"question": "Q?", "answer": "A."}, {"x": 1}])
-    list(pool.rows())
-    (found,) = pool.summary()
+    reader = Reader(pool)
+    list(reader.part(0))
+    (found,) = reader.found
     assert (found.n_rows, found.n_rejected, found.n_repeated_ids) == (4, 1, 1)
     assert found.lines[0] == (
         "memory: 4 rows, 2 as messages (messages) and 1 as pair (question, answer); the first: "

@@ -21,10 +21,10 @@ from gistselect.run import ingest as ingest_stage
 from gistselect.run.cells import Keys, lay_out
 from gistselect.run.config import RunConfig
 from gistselect.run.engine import Inline, Scheduled
-from gistselect.run.ingest import ReadPool
 from gistselect.run.local import LocalCrew, devices, environment
 from gistselect.run.passes import Pass
 from gistselect.run.progress import SilentReporter
+from gistselect.run.reading import ReadPool
 from gistselect.run.scheduling import Limits
 from gistselect.run.scoring import Score
 from gistselect.run.sources import Sources, SourceSpec

@@ -37,9 +37,17 @@ class _Ids:
         self._table = array("Q", bytes(8 << 10))
         self._used = 0
 
+    def __contains__(self, id: str) -> bool:
+        """Whether this id is taken."""
+        key, mask = self._key(id), len(self._table) - 1
+        slot = key & mask
+        while self._table[slot] not in (0, key):
+            slot = (slot + 1) & mask
+        return self._table[slot] == key
+
     def claim(self, id: str) -> bool:
         """Whether no earlier call had this id."""
-        key = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little") or 1
+        key = self._key(id)
         if not self._insert(self._table, key):
             return False
         self._used += 1
@@ -50,6 +58,10 @@ class _Ids:
                     self._insert(larger, kept)
             self._table = larger
         return True
+
+    @staticmethod
+    def _key(id: str) -> int:
+        return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little") or 1
 
     @staticmethod
     def _insert(table: array[int], key: int) -> bool:
@@ -80,10 +92,24 @@ class Pool:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what the records depend on: content and source of the parts in order, the options."""
-        digest = hashlib.sha256(json.dumps([self.options.model_dump(mode="json"), self.group_column]).encode())
-        for part in self.parts:
-            digest.update(json.dumps([part.source, part.digest()]).encode())
+        digest = hashlib.sha256(self._read_as)
+        for part, content in zip(self.parts, self.part_digests, strict=True):
+            digest.update(json.dumps([part.source, content]).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def part_digests(self) -> tuple[str, ...]:
+        """SHA-256 of the content of each part."""
+        return tuple(part.digest() for part in self.parts)
+
+    @property
+    def reading(self) -> str:
+        """SHA-256 over how parts are read, whatever they hold."""
+        return hashlib.sha256(self._read_as).hexdigest()
+
+    @property
+    def _read_as(self) -> bytes:
+        return json.dumps([self.options.model_dump(mode="json"), self.group_column]).encode()
 
     def rows(self) -> Iterator[Record | Rejected]:
         """Every data row in order; raises `DataError` if a source is unreadable or there is no row at all.
@@ -91,27 +117,10 @@ class Pool:
         Memory grows by the hashes of the ids alone. A repeated id gets its source and place added, and so does not
         depend on how often it was seen before.
         """
-        ids, row = _Ids(), 0
-        self._found.clear()
-        for index, part in enumerate(self.parts):
-            detected = Detected(name=part.name)
-            self._found.append(detected)
-            for number, offset, item in part.items():
-                content = serialised(item)
-                place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content))
-                yield self._read(part, number, item, row, place, ids, detected)
-                row += 1
-        if row == 0:
-            names = ", ".join(part.name for part in self.parts)
-            raise DataError(f"the pool is empty: no data row in {names}. Give a source that has rows.")
-
-    def summary(self) -> tuple[Detected, ...]:
-        """What the last pass of `rows` found in each part, as far as it went."""
-        return tuple(self._found)
-
-    @cached_property
-    def _found(self) -> list[Detected]:
-        return []
+        reader = Reader(self)
+        for index in range(len(self.parts)):
+            yield from reader.part(index)
+        reader.end()
 
     def fetch(self, places: Mapping[int, Place]) -> dict[int, bytes]:
         """The bytes at these places without line feed, by the same keys: lines as they stand, others as one object.
@@ -137,24 +146,62 @@ class Pool:
             found |= proved
         return found
 
-    def _read(
-        self, part: Part, number: int, item: Any, row: int, place: Place, ids: _Ids, detected: Detected
-    ) -> Record | Rejected:
+
+class Reader:
+    """One pass over the parts of a pool, in their order; it alone knows which ids are taken."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._ids = pool, _Ids()
+        self.n_rows = 0
+        """Rows so far, which is the number of the next one."""
+        self.found: list[Detected] = []
+        """What was found in each part."""
+
+    def part(self, index: int) -> Iterator[Record | Rejected]:
+        """The rows of the next part. Raises `DataError` if it is unreadable."""
+        part = self._pool.parts[index]
+        detected = Detected(name=part.name)
+        self.found.append(detected)
+        for number, offset, item in part.items():
+            content = serialised(item)
+            place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content))
+            yield self._read(part, number, item, place, detected)
+            self.n_rows += 1
+
+    def take(self, ids: Sequence[str], detected: Detected) -> bool:
+        """Go past a part that was read before and has these ids, unless an earlier row has one of them."""
+        if detected.n_renamed or any(id in self._ids for id in ids):
+            return False
+        for id in ids:
+            self._ids.claim(id)
+        self.n_rows += len(ids)
+        self.found.append(detected)
+        return True
+
+    def end(self) -> None:
+        """Raises `DataError` if there was no row."""
+        if self.n_rows == 0:
+            names = ", ".join(part.name for part in self._pool.parts)
+            raise DataError(f"the pool is empty: no data row in {names}. Give a source that has rows.")
+
+    def _read(self, part: Part, number: int, item: Any, place: Place, detected: Detected) -> Record | Rejected:
         own, source, reason, group, read = None, part.source, "", "", None
+        options, row = self._pool.options, self.n_rows
         try:
             content = _parsed(item)
-            named = renamed(content, self.options.columns)
+            named = renamed(content, options.columns)
             own = _own_id(named)
             source = _named_source(named) or source
-            read = conversation(named, self.options)
+            read = conversation(named, options)
             group = self._group(content)
         except DataError as error:
             reason = str(error)
         id = own or _fallback_id(item, read)
-        if not ids.claim(id):
+        if not self._ids.claim(id):
             detected.n_repeated_ids += own is not None
+            detected.n_renamed += 1
             id = f"{id}@{part.source}:{number}"
-            while not ids.claim(id):
+            while not self._ids.claim(id):
                 id = f"{id}@{row}"
         detected.n_rows += 1
         if read is None or reason:
@@ -177,11 +224,12 @@ class Pool:
         )
 
     def _group(self, row: Row) -> str:
-        value = row.get(self.group_column or "group")
+        column = self._pool.group_column
+        value = row.get(column or "group")
         if isinstance(value, str | int | float) and not is_missing(value):
             return text(str(value), "the group")
-        if self.group_column:
-            raise DataError(f"it has no group in {self.group_column!r}; its columns: {shorten(sorted(row))}")
+        if column:
+            raise DataError(f"it has no group in {column!r}; its columns: {shorten(sorted(row))}")
         return ""
 
 

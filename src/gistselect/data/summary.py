@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gistselect.types import Message
 
@@ -22,12 +23,25 @@ class Detected:
     n_rejected: int = 0
     n_repeated_ids: int = 0
     """Rows whose own id an earlier row of the pool has; they are used under a longer one."""
+    n_renamed: int = 0
+    """These, and rows without an id that say the same as an earlier one."""
     shapes: Counter[str] = field(default_factory=Counter)
     """Rows read by shape and columns, such as `alpaca (instruction, output, input)`."""
     unread: Counter[str] = field(default_factory=Counter)
     """Rows that have a value in a column (or a key of their turns) that has no place here."""
     example: str = ""
     """The first row read, shortened."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "shapes": dict(self.shapes), "unread": dict(self.unread)}
+
+    @classmethod
+    def restored(cls, described: Mapping[str, Any]) -> Detected:
+        """From `described`."""
+        counters = {name: Counter(described[name]) for name in ("shapes", "unread")}
+        return cls(**{**described, **counters})
 
     def count_unread(self, names: tuple[str, ...]) -> None:
         """Count one row with values in these columns."""

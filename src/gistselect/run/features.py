@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gistselect.model.config import ModelConfig
 from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.interface import Reads
 from gistselect.run.cells import Cell, Checkpoint, Column, Fit, Preparation
+from gistselect.run.earlier import n_rows, stretches
 from gistselect.run.engine import Engine
 from gistselect.run.fitting import Fits, announce, tell
 from gistselect.run.passes import Pass
@@ -69,10 +70,23 @@ class Features:
             source = self.source(reads, checkpoint)
             self._from_queries(source, fits, reporter, engine, sources)
             if here:
-                for artifact in Pass(source=source, cells=tuple(here)).outputs:
+                job = self._pass(source, here, reporter)
+                for artifact in job.outputs:
                     artifact.begin()
-                engine.run(Pass(source=source, cells=tuple(here)), _pass_name(reads, checkpoint, here), reporter)
+                engine.run(job, _pass_name(reads, checkpoint, here), reporter)
         sources.close()
+
+    def _pass(self, source: SourceSpec, cells: Sequence[Cell], reporter: Reporter) -> Pass:
+        """The pass for pending cells, with what is known of the rows that an earlier pool had too."""
+        job = Pass(source=source, cells=tuple(cells))
+        if source.reads == "text":  # what text methods keep depends on the whole pool, or costs nothing
+            return job
+        known = {artifact.key: stretches(artifact, self.records) for artifact in job.outputs}
+        known = {key: found for key, found in known.items() if found}
+        if known:
+            least = min(map(n_rows, known.values()))
+            reporter.say(f"{least:,} rows of the pool were there before; what is known of them is taken over.")
+        return replace(job, known=known)
 
     def _from_queries(
         self, source: SourceSpec, fits: Sequence[Fit], reporter: Reporter, engine: Engine, sources: Sources

@@ -1,7 +1,7 @@
-"""Stages `records` and `tokens`: the pool as shards on disk, every row usable or rejected with a reason.
+"""The pool as shards on disk, every row usable or rejected with a reason.
 
-Records know no model: text methods, selection and export read them. Tokens belong to one tokenizer and template and
-are made from records, so a second tokenizer reads no pool file again. Both hold every row at the same place.
+Records know no model: text methods, selection and export read them. Tokens belong to one tokenizer and template. Both
+hold every row at the same place. See `run.reading` for the stages that make them.
 """
 
 from __future__ import annotations
@@ -9,26 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gistselect.data.pool import Pool
-from gistselect.data.stored import record_from_json, record_json
-from gistselect.data.summary import together
+from gistselect.data.stored import record_from_json
 from gistselect.errors import ArtifactMismatchError, DataError
-from gistselect.run.progress import Reporter
-from gistselect.run.store import Artifact, read_table, write_table
+from gistselect.run.store import Artifact, read_table
 from gistselect.types import Example, Place, Record, Rejected
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from gistselect.data.templates import Template
-    from gistselect.run.engine import Engine
 
 RECORDS_VERSION = 1
 TOKENS_VERSION = 3
@@ -189,88 +180,8 @@ class TokenRows(Rows):
         return [found[row] for row in rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadPool:
-    """Stage `records`."""
-
-    pool: Pool
-    artifact: Artifact
-    name: ClassVar[str] = "records"
-
-    @property
-    def rows(self) -> RecordRows:
-        return RecordRows(self.artifact)
-
-    def run(self, reporter: Reporter) -> None:
-        """Read the pool, or find that done."""
-        artifact = self.artifact
-        if artifact.is_complete:
-            return
-        artifact.begin()
-        totals = {"n_rows": 0, "n_usable": 0, "n_rejected": 0, "n_shards": 0}
-        usable_of_shards: list[int] = []
-        with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
-            rows = iter(self.pool.rows())
-            while batch := tuple(itertools.islice(rows, SHARD_ROWS)):
-                described = [identity(row) | _place(row.place) for row in batch]
-                for row, columns in zip(batch, described, strict=True):
-                    if isinstance(row, Record):
-                        columns["conversation"] = record_json(row)
-                write_table(artifact.shard(totals["n_shards"]), pa.Table.from_pylist(described, schema=RECORDS_SCHEMA))
-                n_rejected = sum(isinstance(row, Rejected) for row in batch)
-                usable_of_shards.append(len(batch) - n_rejected)
-                for name, count in zip(totals, (len(batch), len(batch) - n_rejected, n_rejected, 1), strict=True):
-                    totals[name] += count
-                step.advance(len(batch))
-        artifact.complete(
-            **totals,
-            rows_of_shards=usable_of_shards,
-            found=[line for part in self.pool.summary() for line in part.lines],
-            found_together=together(self.pool.summary()).lines,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenise:
-    """Stage `tokens`."""
-
-    records: ReadPool
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    max_length: int
-    artifact: Artifact
-    name: ClassVar[str] = "tokens"
-
-    @property
-    def rows(self) -> TokenRows:
-        return TokenRows(self.artifact)
-
-    def run(self, reporter: Reporter, engine: Engine) -> None:
-        """Tokenise the records, or find that done; only what is missing is made."""
-        from gistselect.run.tokenising import Tokenising
-
-        if self.artifact.is_complete:
-            return
-        self.artifact.begin()
-        job = Tokenising(
-            records=self.records.rows,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            max_length=self.max_length,
-            artifact=self.artifact,
-        )
-        with self.artifact.timed():
-            engine.run(job, "tokenise", reporter)
-
-
 def identity(row: Record | Rejected) -> dict[str, Any]:
     return {"id": row.id, "source": row.source, "row": row.row, "reason": getattr(row, "reason", None)}
-
-
-def _place(place: Place | None) -> dict[str, int]:
-    if place is None:
-        raise ArtifactMismatchError("a row of the pool does not know its place; this is a defect of its reader.")
-    return {"part": place.part, "offset": place.offset, "length": place.length, "crc": place.crc}
 
 
 def refuse_unusable(rows: Rows, *, strict: bool) -> None:

@@ -14,7 +14,7 @@ from gistselect.run.arms import BASELINES
 from gistselect.run.cells import Column
 from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
-from gistselect.run.ingest import ReadPool, Tokenise
+from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.scoring import Score
 from gistselect.run.store import Store
 from gistselect.run.texts import TextPass

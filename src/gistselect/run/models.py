@@ -11,7 +11,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.model.engine_config import EngineConfig
 from gistselect.run import ingest
 from gistselect.run.identity import ModelIdentity, identify
-from gistselect.run.ingest import ReadPool, Tokenise
+from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.store import Store
 from gistselect.run.targets import Encoder
 

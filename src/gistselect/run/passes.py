@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.representations.interface import Features, GradientSource, HiddenSource, TextCollector
+from gistselect.run import ingest
 from gistselect.run.cells import Cell
+from gistselect.run.earlier import Stretch, taken
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.sources import Sources, SourceSpec
-from gistselect.run.store import Artifact, read_schema, read_table, write_table
+from gistselect.run.store import LOST, Artifact, read_schema, read_table, write_table
+from gistselect.types import Example, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Pass:
 
     source: SourceSpec
     cells: tuple[Cell, ...]
+    known: Mapping[str, tuple[Stretch, ...]] = field(default_factory=dict)
+    """By the key of an output, the rows of which an earlier pool's is known."""
 
     @property
     def outputs(self) -> tuple[Artifact, ...]:
@@ -109,8 +114,6 @@ class Pass:
                 artifact.complete(n_shards=n_shards)
 
 
-LOST = b"lost"
-"""Key of the reason for which a shard's rows were given up, in the metadata of its table."""
 _MEASURED = {"gradient": ("loss", "n_supervised", "gradient_norm"), "hidden": ("loss",), "text": ()}
 """Columns of what is measured of every row, in a pass of each kind."""
 
@@ -122,21 +125,64 @@ def lost_because(cell: Cell, shard: int) -> str | None:
 
 
 def work(job: Pass, shard: int, sources: Sources) -> None:
-    """Do one shard of a pass: read its rows once, hand them to every cell whose file is missing, write the files."""
+    """Do one shard of a pass: read its rows once, hand them to every cell whose file is missing, write the files.
+
+    Rows of which an earlier pool's outputs know everything are taken from there.
+    """
     started = time.perf_counter()
-    source = sources.open(job.source)
     missing = [cell for cell in job.cells if not cell.features.shard(shard).is_file()]
-    collectors = [sources.collector(cell, source) for cell in missing]
-    with _own_seconds(collectors) as own:
-        rows, kept, measured = _RUN[job.source.reads](source, job.source.rows, shard, collectors)
-    for cell, values in zip(missing, kept, strict=True):
-        write_table(cell.features.shard(shard), _features_table(rows, values))
-    for artifact in dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None):
-        if not artifact.shard(shard).is_file():
-            write_table(artifact.shard(shard), pa.table({"row": rows, **measured}))
+    measures = dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None)
+    measures = [artifact for artifact in measures if not artifact.shard(shard).is_file()]
+    numbers, items = _rows(job.source.rows, shard)
+    is_known, known = _known(job, [*(cell.features for cell in missing), *measures], numbers)
+    own = [0.0] * len(missing)
+    if not is_known.all() or not len(numbers):
+        new = [item for item, there in zip(items, is_known, strict=True) if not there]
+        source = sources.open(job.source)
+        collectors = [sources.collector(cell, source) for cell in missing]
+        with _own_seconds(collectors) as own:
+            kept, measured = _RUN[job.source.reads](source, new, collectors)
+        made = [_features_table(numbers[~is_known], values) for values in kept]
+        made += [pa.table({"row": numbers[~is_known], **measured})] * len(measures)
+    else:
+        made = [known[artifact.key].slice(0, 0) for artifact in (*(cell.features for cell in missing), *measures)]
+    for artifact, table in zip([*(cell.features for cell in missing), *measures], made, strict=True):
+        write_table(artifact.shard(shard), _together(table, known.get(artifact.key)))
     shared = time.perf_counter() - started - sum(own)
     for cell, seconds in zip(missing, own, strict=True):
         cell.features.spend(shared=shared, own=seconds)
+
+
+def _rows(rows: RecordRows | TokenRows, shard: int) -> tuple[NDArray[np.int64], Sequence[Any]]:
+    """Pool rows (n,) of a shard, and their examples or records."""
+    if isinstance(rows, TokenRows):
+        return rows.examples(shard)
+    records = rows.records(shard)
+    return np.array([record.row for record in records], dtype=np.int64), records
+
+
+def _known(
+    job: Pass, outputs: Sequence[Artifact], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], dict[str, pa.Table]]:
+    """Which pool rows (n,) every output knows from an earlier pool, and what it knows of them, by its key."""
+    is_known = np.full(len(rows), bool(outputs) and all(artifact.key in job.known for artifact in outputs))
+    tables: dict[str, pa.Table] = {}
+    for artifact in outputs if is_known.any() else ():
+        mask, table = taken(job.known[artifact.key], rows, ingest.SHARD_ROWS)
+        is_known &= mask
+        if table is not None:
+            tables[artifact.key] = table
+    common = rows[is_known]
+    return is_known, {
+        key: table.filter(pa.array(np.isin(table["row"].to_numpy(), common))) for key, table in tables.items()
+    }
+
+
+def _together(made: pa.Table, known: pa.Table | None) -> pa.Table:
+    """What was computed and what was known, in the order of the rows."""
+    if known is None or not known.num_rows:
+        return made
+    return pa.concat_tables([made, known.cast(made.schema)]).sort_by("row").combine_chunks()
 
 
 @contextmanager
@@ -172,35 +218,31 @@ _WORKING = {"start", "add", "take", "finish", "result"}
 """Methods in which a collector does its own arithmetic."""
 
 
-Outcome = tuple[NDArray[np.int64], list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
-"""The pool rows (n,), what each collector kept (n, width), and what was measured of every row (n,)."""
+Outcome = tuple[list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
+"""What each collector kept (n, width), and what was measured of every row (n,)."""
 
 
-def _gradients(source: GradientSource, rows: TokenRows, shard: int, collectors: Sequence[Any]) -> Outcome:
-    numbers, examples = rows.examples(shard)
+def _gradients(source: GradientSource, examples: Sequence[Example], collectors: Sequence[Any]) -> Outcome:
     measured = source.engine.collect(examples, collectors)
     columns = {
         "loss": measured.loss.astype(np.float32),
         "n_supervised": measured.n_supervised.astype(np.int32),
         "gradient_norm": measured.gradient_norm.astype(np.float32),
     }
-    return numbers, [collector.result() for collector in collectors], columns
+    return [collector.result() for collector in collectors], columns
 
 
-def _hidden(source: HiddenSource, rows: TokenRows, shard: int, collectors: Sequence[Any]) -> Outcome:
+def _hidden(source: HiddenSource, examples: Sequence[Example], collectors: Sequence[Any]) -> Outcome:
     from gistselect.model.hidden import ExampleLoss, collect_hidden
 
-    numbers, examples = rows.examples(shard)
     loss = ExampleLoss()
     collect_hidden(source.forward, examples, [loss, *collectors])
     columns = {"loss": loss.result()[:, 0].astype(np.float32)}
-    return numbers, [collector.result() for collector in collectors], columns
+    return [collector.result() for collector in collectors], columns
 
 
-def _text(source: RecordRows, rows: RecordRows, shard: int, collectors: Sequence[TextCollector]) -> Outcome:
-    records = rows.records(shard)
-    numbers = np.array([record.row for record in records], dtype=np.int64)
-    return numbers, [collector.take(records) for collector in collectors], {}
+def _text(source: RecordRows, records: Sequence[Record], collectors: Sequence[TextCollector]) -> Outcome:
+    return [collector.take(records) for collector in collectors], {}
 
 
 _RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "hidden": _hidden, "text": _text}

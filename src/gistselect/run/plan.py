@@ -18,9 +18,9 @@ from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.contamination import Judged, Overlaps, judged_by
 from gistselect.run.features import Features
-from gistselect.run.ingest import ReadPool, Tokenise
 from gistselect.run.methods import Inputs, Method, arm_names, make_method
 from gistselect.run.models import RunModel
+from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.store import Store
 from gistselect.run.targets import Target, load_tasks, queries
 from gistselect.run.texts import TextPass
@@ -195,11 +195,9 @@ class _Planner:
         )
 
     def _given(self, folders: Sequence[Path]) -> Given:
-        from gistselect.model.adapters import adapter_digest
-
         return Given(
             checkpoints=tuple(
-                Checkpoint(name=f"checkpoint {number} ({folder.name})", key=adapter_digest(folder))
+                Checkpoint(name=f"checkpoint {number} ({folder.name})", key=warmup.given_key(folder, self.store))
                 for number, folder in enumerate(folders, start=1)
             ),
             adapters=tuple(folders),

@@ -32,6 +32,8 @@ from gistselect.files import (
 
 IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
+LOST = b"lost"
+"""Key of the reason for which a shard's rows were given up, in the metadata of its table."""
 SPENT = "seconds.jsonl"
 """What an artifact took, a line for each piece of work. No key, checksum or result depends on it."""
 STORED = "stored_bytes"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from gistselect.run import ingest
-from gistselect.run.ingest import COUNTS, TOKENS_SCHEMA, RecordRows, identity
+from gistselect.run.earlier import Stretch, taken
+from gistselect.run.ingest import COUNTS, IDENTITY, TOKENS_SCHEMA, RecordRows, identity
 from gistselect.run.sources import Sources
-from gistselect.run.store import Artifact, read_table, write_table
+from gistselect.run.store import LOST, Artifact, read_table, write_table
 from gistselect.types import Rejected
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Tokenising:
     template: Template
     max_length: int
     artifact: Artifact
+    known: tuple[Stretch, ...] = ()
+    """Rows whose tokens an earlier pool had."""
 
     @property
     def unit(self) -> str:
@@ -70,7 +73,8 @@ class Tokenising:
         """List the rows of a shard as unusable."""
         usable, rejected = self.records.split_records(index)
         lost = [Rejected(id=one.id, source=one.source, row=one.row, reason=reason) for one in usable]
-        write_table(self.artifact.shard(index), _table([_nothing(one) for one in (*rejected, *lost)]))
+        table = _table([_nothing(one) for one in (*rejected, *lost)])
+        write_table(self.artifact.shard(index), table.replace_schema_metadata({LOST: reason}))
         return True
 
     def complete(self) -> None:
@@ -81,7 +85,10 @@ class Tokenising:
     def _shard(self, shard: int) -> pa.Table:
         from gistselect.data.tokens import encode
 
-        records, rejected = self.records.split_records(shard)
+        usable, rejected = self.records.split(shard, IDENTITY)
+        is_known, known = taken(self.known, usable["row"].to_numpy(), ingest.SHARD_ROWS)
+        records = [] if is_known.all() else self.records.records(shard)
+        records = [record for record, there in zip(records, is_known, strict=False) if not there]
         encoded = encode(records, self.template, self.tokenizer, self.max_length)
         rows = [_nothing(one) for one in rejected]
         for record, outcome in zip(records, encoded, strict=True):
@@ -99,7 +106,13 @@ class Tokenising:
                         "supervised": outcome.supervised,
                     }
                 )
-        return _table(rows)
+        table = _table(rows)
+        if known is None:
+            return table
+        for name in IDENTITY:  # of this pool, where an id may be another
+            column = usable[name].filter(pa.array(is_known))
+            known = known.set_column(known.column_names.index(name), TOKENS_SCHEMA.field(name), column)
+        return pa.concat_tables([table, known.cast(TOKENS_SCHEMA)]).sort_by("row").combine_chunks()
 
 
 def _nothing(row: Rejected) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.run.cells import Checkpoint
 from gistselect.run.ingest import TokenRows
 from gistselect.run.progress import Reporter
-from gistselect.run.store import Artifact
+from gistselect.run.store import Artifact, Store
 from gistselect.streams import Stream, generator
 from gistselect.training.recipe import TrainingConfig
 
@@ -139,6 +139,24 @@ class WarmUp:
             Placed(checkpoint=checkpoint, adapter=self.artifact / one["folder"], weight=float(weight))
             for checkpoint, one, weight in zip(self.checkpoints, kept, weights, strict=True)
         ]
+
+
+def given_key(folder: Path, store: Store) -> str:
+    """The key of a checkpoint that the user names: the digest of the adapter, or the key of a warm-up's epoch.
+
+    A warm-up of this very run folder is known by its place, so that what was computed there still counts when the pool
+    has changed.
+    Raises `ModelError` if it is no adapter.
+    """
+    from gistselect.model.adapters import adapter_digest
+
+    place = folder.resolve()
+    for ours in store.root.resolve().glob("warmup-*"):
+        if place.is_relative_to(ours) and (artifact := store.existing(ours.name)).is_complete:
+            for one in artifact.facts["checkpoints"]:
+                if ours / one["folder"] == place:
+                    return digest([artifact.key, one["epoch"]])
+    return adapter_digest(folder)
 
 
 def by_epoch(epochs: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...] | None]:

@@ -1,0 +1,178 @@
+"""Stages `records` and `tokens`: the pool read, and made one tokenizer's tokens.
+
+Tokens are made from records, so a second tokenizer reads no pool file again. What an earlier pool of the same store had
+is taken over: a file that was added to the pool costs its own rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from gistselect.data.pool import Pool, Reader
+from gistselect.data.stored import record_json
+from gistselect.data.summary import Detected, together
+from gistselect.errors import ArtifactMismatchError
+from gistselect.run import ingest
+from gistselect.run.earlier import Read, files_read, renumbered, stretches
+from gistselect.run.ingest import RECORDS_SCHEMA, RecordRows, TokenRows, identity
+from gistselect.run.progress import Reporter
+from gistselect.run.store import Artifact, read_table, write_table
+from gistselect.types import Place, Record, Rejected
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gistselect.data.templates import Template
+    from gistselect.run.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPool:
+    """Stage `records`."""
+
+    pool: Pool
+    artifact: Artifact
+    name: ClassVar[str] = "records"
+
+    @property
+    def rows(self) -> RecordRows:
+        return RecordRows(self.artifact)
+
+    def run(self, reporter: Reporter) -> None:
+        """Read the pool, or find that done. Files that an earlier pool of the store had are not read again."""
+        artifact, pool = self.artifact, self.pool
+        if artifact.is_complete:
+            return
+        artifact.begin()
+        earlier = files_read(artifact.folder.parent, pool.reading)
+        reader, cutter = Reader(pool), _Cutter(artifact)
+        parts: list[dict[str, Any]] = []
+        with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
+            for index, (part, digest) in enumerate(zip(pool.parts, pool.part_digests, strict=True)):
+                first = reader.n_rows
+                read = earlier.get((part.name, part.source, digest))
+                if read is None or not _taken(read, index, reader, cutter):
+                    rows = reader.part(index)
+                    while batch := tuple(itertools.islice(rows, ingest.SHARD_ROWS)):
+                        cutter.add(_table(batch))
+                        step.advance(len(batch))
+                known = {"name": part.name, "source": part.source, "digest": digest, "first": first}
+                parts.append(known | {"n_rows": reader.n_rows - first, "detected": reader.found[index].described})
+            reader.end()
+            cutter.end()
+        artifact.complete(
+            n_rows=reader.n_rows,
+            n_usable=sum(cutter.usable),
+            n_rejected=reader.n_rows - sum(cutter.usable),
+            n_shards=len(cutter.usable),
+            rows_of_shards=cutter.usable,
+            found=[line for part in reader.found for line in part.lines],
+            found_together=together(reader.found).lines,
+            reading=pool.reading,
+            parts=parts,
+        )
+
+
+class _Cutter:
+    """Cuts tables of records that follow each other into shards."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._waiting: list[pa.Table] = []
+        self.usable: list[int] = []
+        """Rows of each shard that can be used."""
+
+    def add(self, table: pa.Table) -> None:
+        """Rows that come next."""
+        self._waiting.append(table)
+        if sum(one.num_rows for one in self._waiting) >= ingest.SHARD_ROWS:
+            together = pa.concat_tables(self._waiting)
+            self._waiting = [together.slice(ingest.SHARD_ROWS)]
+            self._write(together.slice(0, ingest.SHARD_ROWS))
+
+    def end(self) -> None:
+        """Write what is left."""
+        if (rest := pa.concat_tables(self._waiting)).num_rows:
+            self._write(rest)
+
+    def _write(self, table: pa.Table) -> None:
+        write_table(self._artifact.shard(len(self.usable)), table.combine_chunks())
+        self.usable.append(table["reason"].null_count)
+
+
+def _table(rows: Sequence[Record | Rejected]) -> pa.Table:
+    described = [identity(row) | _place(row.place) for row in rows]
+    for row, columns in zip(rows, described, strict=True):
+        if isinstance(row, Record):
+            columns["conversation"] = record_json(row)
+    return pa.Table.from_pylist(described, schema=RECORDS_SCHEMA)
+
+
+def _taken(read: Read, part: int, reader: Reader, cutter: _Cutter) -> bool:
+    """Take the rows of a file from an earlier pool, unless their ids are not free in this one."""
+    first, stop = read.first, read.first + read.n_rows
+    shards = range(first // ingest.SHARD_ROWS, -(-stop // ingest.SHARD_ROWS))
+
+    def pieces(columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        for shard in shards:
+            start = shard * ingest.SHARD_ROWS
+            table = read_table(read.artifact.shard(shard), list(columns) if columns else None)
+            yield table.slice(max(first - start, 0), min(stop, start + ingest.SHARD_ROWS) - max(first, start))
+
+    row = reader.n_rows
+    ids = [id for piece in pieces(["id"]) for id in piece["id"].to_pylist()]
+    if not reader.take(ids, Detected.restored(read.detected)):
+        return False
+    for piece in pieces():
+        piece = piece.set_column(
+            piece.column_names.index("part"), RECORDS_SCHEMA.field("part"), pa.array([part] * len(piece), pa.int32())
+        )
+        cutter.add(renumbered(piece, np.arange(row, row + len(piece))).cast(RECORDS_SCHEMA))
+        row += len(piece)
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenise:
+    """Stage `tokens`."""
+
+    records: ReadPool
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    max_length: int
+    artifact: Artifact
+    name: ClassVar[str] = "tokens"
+
+    @property
+    def rows(self) -> TokenRows:
+        return TokenRows(self.artifact)
+
+    def run(self, reporter: Reporter, engine: Engine) -> None:
+        """Tokenise the records, or find that done; only what is missing is made."""
+        from gistselect.run.tokenising import Tokenising
+
+        if self.artifact.is_complete:
+            return
+        self.artifact.begin()
+        job = Tokenising(
+            records=self.records.rows,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            max_length=self.max_length,
+            artifact=self.artifact,
+            known=stretches(self.artifact, self.records.artifact),
+        )
+        with self.artifact.timed():
+            engine.run(job, "tokenise", reporter)
+
+
+def _place(place: Place | None) -> dict[str, int]:
+    if place is None:
+        raise ArtifactMismatchError("a row of the pool does not know its place; this is a defect of its reader.")
+    return {"part": place.part, "offset": place.offset, "length": place.length, "crc": place.crc}
