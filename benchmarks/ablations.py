@@ -26,8 +26,9 @@ from gistselect.evaluation.verdict import compare_values
 from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, item_weights
 from gistselect.run.arms import BASELINES, BEFORE, train_rows
-from gistselect.run.comparing import Compare, measured_loss
+from gistselect.run.comparing import Compare
 from gistselect.run.config import RunConfig
+from gistselect.run.losses import measured_loss
 from gistselect.run.methods import Method
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import make_plan

@@ -19,8 +19,8 @@ from gistselect.evaluation.results import ItemValues
 from gistselect.evaluation.verdict import compare_values
 from gistselect.files import write_json
 from gistselect.run.arms import BEFORE, train_rows
-from gistselect.run.comparing import measured_loss
 from gistselect.run.config import RunConfig
+from gistselect.run.losses import measured_loss
 from gistselect.run.plan import make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.staffing import opened

@@ -50,6 +50,8 @@ class Cards:
 class SimulatedCrew:
     """Cards as the engine sees workers; `wait` moves the clock to what happens next."""
 
+    elsewhere = True
+
     def __init__(self, cards: Cards, amounts: Sequence[float], seed: int) -> None:
         self._cards, self._amounts = cards, amounts
         self._rng = np.random.default_rng(seed)

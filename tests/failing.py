@@ -1,11 +1,12 @@
-"""A representation of text that fails as it is told to; it stands in a module so that a worker process can load it."""
+"""A representation and a training that fail as they are told to, in a module so that a worker process can load them."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
 )
+from gistselect.run.store import Artifact
 from gistselect.types import Record
 
 
@@ -62,6 +64,31 @@ class _Collector:
             mark(self.options.folder, f"failed-{os.getpid()}")
             lengths[rows.index(self.options.row)] = fail(self.options.how)
         return lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingTraining:
+    """Four steps, before which its worker fails once."""
+
+    artifact: Artifact
+    folder: Path
+    """Where attempts leave a mark."""
+    how: Literal["dies", "raises", "nothing"] = "nothing"
+    seconds: float = 0.0
+    title: str = "nothing"
+    n_steps: int = 4
+
+    def train(self, reach: Callable[[int], None]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        mark(self.folder, f"at-{os.getpid()}")
+        time.sleep(self.seconds)
+        if self.how != "nothing" and not list(self.folder.glob("failed-*")):
+            mark(self.folder, f"failed-{os.getpid()}")
+            fail(self.how)
+        for step in range(1, self.n_steps + 1):
+            reach(step)
+        self.artifact.begin()
+        self.artifact.complete()
 
 
 def mark(folder: Path, name: str) -> None:

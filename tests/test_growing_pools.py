@@ -13,11 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from gistselect.data import tokens as tokens_module
-from gistselect.data.pool import Reader
+from gistselect.data.pool import Reader, open_pool
 from gistselect.run import ingest as ingest_stage
 from gistselect.run import passes
 from gistselect.run.earlier import Stretch, taken
-from gistselect.run.store import LOST, Artifact, write_table
+from gistselect.run.engine import Scheduled
+from gistselect.run.local import LocalCrew, devices
+from gistselect.run.reading import ReadPool
+from gistselect.run.scheduling import Limits
+from gistselect.run.store import LOST, Artifact, Store, write_table
 from tiny_runs import RecordingReporter, adapter_of, ids, row, run, write_rows
 
 METHODS = ("gist", "less:dimension=64", "rds")
@@ -187,3 +191,37 @@ def test_rows_that_were_given_up_are_not_known(tmp_path: Path) -> None:
     assert table["row"].to_pylist() == rows[is_known].tolist()
     assert table["value"].to_pylist() == [*range(2, 8), *range(20, 28)]
     assert taken([], rows, 8)[1] is None
+
+
+def test_files_read_by_workers_are_read_as_by_one_process(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also ids that two files have, or one file twice, and a file without a row."""
+    monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 1024)  # as in the workers
+    write_rows(files["a"], [row(f"What is {i}?", "It is.", id=f"a{i}") for i in range(1500)])
+    write_rows(
+        files["b"], [row("And now?", "It is.", id="c5"), row("Now?", "Yes.", id="b1"), row("Now?", "No.", id="b1")]
+    )
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "broken.jsonl").write_text('{"messages": [\n')
+    tables, facts = [], []
+    for name in ("alone", "workers"):
+        pool = open_pool([str(tmp_path / "*.jsonl")])
+        store = Store(tmp_path / name)
+        stage = ReadPool(pool=pool, artifact=store.artifact("records", 1, pool=pool.digest))
+        reporter = RecordingReporter()
+        if name == "alone":
+            stage.run(reporter)
+        else:
+            engine = Scheduled(LocalCrew(devices("cpu:2", cuda=False)), Limits(), quarantine=False)
+            stage.run(reporter, engine)
+            engine.close()
+            assert reporter.last["read files"].done == sum(path.stat().st_size for path in pool.files)
+            assert reporter.last["read the pool"].done == 3 + ROWS["c"], (
+                "files whose ids are not their own are read here"
+            )
+        facts.append(stage.artifact.facts)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [stage.artifact.folder.name]
+        tables.append([pq.read_table(path) for path in sorted(stage.artifact.folder.glob("shard-*.parquet"))])
+    assert tables[0] == tables[1]
+    assert facts[0] == facts[1]

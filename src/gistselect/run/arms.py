@@ -7,7 +7,7 @@ the arm only says which one is its own: two arms with the same rows share one tr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gistselect.files import digest
 from gistselect.model.config import ModelConfig
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
-from gistselect.run.progress import Reporter, Step
+from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, Store, verify
 from gistselect.selection.baselines import length_matched_rows, random_rows, random_rows_within
 from gistselect.selection.budget import COLUMNS, parse_budget
@@ -79,6 +79,15 @@ class Arm:
         )
         return cls(name=name, seed=seed, baseline=baseline, select=select, draw_seed=draw_seed, artifact=artifact)
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.name}, seed {self.seed}"
+
+    def planned_training(self, recipe: Recipe) -> Training:
+        """What is to be trained, once the selection is made."""
+        return Training.planned(recipe, self.rows(recipe.tokens), self.seed, self.title)
+
     def trained(self, recipe: Recipe, reporter: Reporter) -> Path:
         """The adapter (or model folder) of this arm, trained unless that is done."""
         if not self.artifact.is_complete:
@@ -87,7 +96,7 @@ class Arm:
                 reporter.say(
                     f"{lost:,} selected rows have nothing to train on for this model; {self.name} goes without."
                 )
-            training = train_rows(recipe, rows, self.seed, f"{self.name}, seed {self.seed}", reporter)
+            training = train_rows(recipe, rows, self.seed, self.title, reporter)
             self.artifact.begin()
             self.artifact.complete(training=training.folder.name, adapter=training.facts["adapter"])
         facts = self.artifact.facts
@@ -122,31 +131,53 @@ class Arm:
         return usable[random_rows_within(int(costs[np.searchsorted(usable, selected)].sum()), costs, rng)]
 
 
-def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, reporter: Reporter) -> Artifact:
-    """The training on these pool rows (n,) with this seed, done unless that is so already."""
-    artifact = recipe.store.artifact(
-        "train",
-        TRAIN_VERSION,
-        **recipe.model_inputs,
-        tokens=recipe.tokens.artifact.key,
-        rows=digest(rows.tolist()),
-        training=recipe.training.model_dump(mode="json"),
-        seed=seed,
-    )
-    if not artifact.is_complete:
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The training on some pool rows with one seed; small and picklable, but for the numbers of its rows."""
+
+    recipe: Recipe
+    rows: NDArray[np.int64]
+    """Pool rows (n,)."""
+    seed: int
+    title: str
+    artifact: Artifact
+
+    @classmethod
+    def planned(cls, recipe: Recipe, rows: NDArray[np.int64], seed: int, title: str) -> Training:
+        """The training with its key."""
+        artifact = recipe.store.artifact(
+            "train",
+            TRAIN_VERSION,
+            **recipe.model_inputs,
+            tokens=recipe.tokens.artifact.key,
+            rows=digest(rows.tolist()),
+            training=recipe.training.model_dump(mode="json"),
+            seed=seed,
+        )
+        return cls(recipe=recipe, rows=rows, seed=seed, title=title, artifact=artifact)
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps."""
+        return self.recipe.training.epochs * steps_per_epoch(len(self.rows), self.recipe.training.global_batch_size)
+
+    def train(self, reach: Callable[[int], None]) -> None:
+        """Train, unless that is done; `reach` is told of the steps done so far."""
         from gistselect.model.loading import load_tokenizer
         from gistselect.training.train import train
 
+        artifact, recipe = self.artifact, self.recipe
+        if artifact.is_complete:
+            return
         artifact.begin()
-        n_steps = recipe.training.epochs * steps_per_epoch(len(rows), recipe.training.global_batch_size)
-        with artifact.timed(), reporter.step(f"train on {name}", total=n_steps, unit="steps") as step:
-            rate = _SteadyRate(artifact, step)
+        with artifact.timed():
+            rate = _SteadyRate(artifact, reach)
             result = train(
                 recipe.model,
-                recipe.tokens.select(rows.tolist()),
+                recipe.tokens.select(self.rows.tolist()),
                 recipe.training,
                 output=artifact / "training",
-                seed=seed,
+                seed=self.seed,
                 progress=rate.reach,
             )
             rate.note()
@@ -154,20 +185,28 @@ def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, re
             # A model folder is whole with its tokenizer; the library saves the weights alone.
             load_tokenizer(recipe.model).save_pretrained(result.adapter)
         artifact.complete(adapter=str(result.adapter.relative_to(artifact.folder)))
-    return artifact
+
+
+def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, reporter: Reporter) -> Artifact:
+    """The training on these pool rows (n,) with this seed, done here unless that is so already."""
+    training = Training.planned(recipe, rows, seed, name)
+    if not training.artifact.is_complete:
+        with reporter.step(f"train on {name}", total=training.n_steps, unit="steps") as step:
+            training.train(step.reach)
+    return training.artifact
 
 
 class _SteadyRate:
     """Times the steps of a training after its first, which waits for the model to be loaded."""
 
-    def __init__(self, artifact: Artifact, step: Step) -> None:
-        self._artifact, self._step = artifact, step
+    def __init__(self, artifact: Artifact, reach: Callable[[int], None]) -> None:
+        self._artifact, self._reach = artifact, reach
         self._first: tuple[int, float] | None = None
         self._last = (0, 0.0)
 
     def reach(self, done: int, *_: object) -> None:
         """So many steps are done now, as the reporter is told too."""
-        self._step.reach(done)
+        self._reach(done)
         self._last = (done, time.monotonic())
         self._first = self._first or self._last
 

@@ -25,6 +25,8 @@ RETRIES = 2
 class RayCrew:
     """Actors, one for each slot of the cluster."""
 
+    elsewhere = True
+
     def __init__(self, address: str | None, *, gpus: bool) -> None:
         """Connect to the cluster at `address` (`auto`: the one of this machine); None starts one of this machine alone.
 

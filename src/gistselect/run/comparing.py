@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from gistselect.data.templates import load_template
-from gistselect.evaluation.catalog import task_facts, tasks_digest
+from gistselect.evaluation.catalog import tasks_digest
 from gistselect.evaluation.config import EvaluationConfig
 from gistselect.evaluation.cost import SelectionCost
 from gistselect.evaluation.prompts import check_tasks, context_length, read_questions
-from gistselect.evaluation.results import LOSS, ItemValues, item_values, read_values
+from gistselect.evaluation.results import ItemValues, read_values
 from gistselect.evaluation.verdict import Comparison, ComparisonRow, compare_values
 from gistselect.files import write_json
 from gistselect.run.arms import BASELINES, BEFORE, Arm, Recipe
 from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
 from gistselect.run.costs import full_training, selection_cost
+from gistselect.run.engine import Engine
 from gistselect.run.ingest import TokenRows
+from gistselect.run.losses import Measured, measured_loss
 from gistselect.run.models import RunModel
 from gistselect.run.progress import Reporter
-from gistselect.run.store import Artifact, Store, read_table, verify, write_table
+from gistselect.run.store import Artifact, Store, verify
 from gistselect.run.targets import Target, heldout_items
+from gistselect.run.trainings import measure_together, shares_trainings, train_together
 from gistselect.streams import Stream, generator
 from gistselect.types import Task
 
 COMPARISON = "comparison.json"
-LOSSES_VERSION = 2
 EVALUATION_VERSION = 2
 
 
@@ -62,10 +61,11 @@ class Compare:
         """The arms, whose keys are known before anything is selected."""
         return [arm.artifact for arm in self.arms]
 
-    def run(self, reporter: Reporter, output: Path) -> list[Comparison]:
+    def run(self, reporter: Reporter, output: Path, engine: Engine) -> list[Comparison]:
         """Train every arm, and measure all if that was asked for; writes comparison.json into `output`.
 
-        Returns a comparison for each held-out target and task, none if the run only trains.
+        Several workers train and measure losses at a time; the result is the same. Returns a comparison for each
+        held-out target and task, none if the run only trains.
         """
         for target in self.heldout:
             if target.rejected:
@@ -74,10 +74,12 @@ class Compare:
                     f"{len(target.rejected)} held-out items of {target.queries.target} are left out of every arm, "
                     f"e.g. {first.id!r}: {first.reason}"
                 )
+        if shares_trainings(engine):
+            self._ahead(reporter, engine)
         trained: list[tuple[str, str, Path | None, str | None]] = [(BEFORE, BEFORE, None, None)]
         for arm in self.arms:
             adapter = arm.trained(self.recipe, reporter)
-            trained.append((arm.name, f"{arm.name}, seed {arm.seed}", adapter, arm.artifact.facts["training"]))
+            trained.append((arm.name, arm.title, adapter, arm.artifact.facts["training"]))
         if not self.heldout:
             return []
         measured: dict[str, list[list[ItemValues]]] = {}
@@ -91,6 +93,14 @@ class Compare:
         for comparison in comparisons:
             reporter.say(table(comparison))
         return comparisons
+
+    def _ahead(self, reporter: Reporter, engine: Engine) -> None:
+        """Trainings and losses on the engine's workers: what follows finds them done."""
+        trainings = [arm.planned_training(self.recipe) for arm in self.arms]
+        train_together(trainings, engine, reporter)
+        before = Measured(recipe=self.recipe, name=BEFORE, adapter=None, training=None, targets=self.heldout)
+        measure_together([before, *(Measured.after(one, self.heldout) for one in trainings)], engine, reporter)
+        engine.close()  # what comes next wants the memory of the devices
 
     def costs(self) -> dict[str, SelectionCost]:
         """What each method's selection took; every arm must be trained."""
@@ -211,41 +221,6 @@ def plan_comparison(
         evaluation=evaluation,
         seed=config.seed,
     )
-
-
-def measured_loss(
-    recipe: Recipe, target: Target, name: str, adapter: Path | None, training: str | None, reporter: Reporter
-) -> ItemValues:
-    """Target loss of one model on the held-out items of one target."""
-    queries = target.queries
-    artifact = recipe.store.artifact(
-        "losses", LOSSES_VERSION, **recipe.model_inputs, training=training, items=target.digest
-    )
-    if not artifact.is_complete:
-        from gistselect.evaluation.target_loss import target_losses
-
-        artifact.begin()
-        with reporter.step(f"{queries.target} loss, {name}", total=len(queries.examples), unit="items") as step:
-            losses = target_losses(_model(recipe, adapter), queries.examples, queries.groups, step.reach)
-        columns = {"id": [one.id for one in losses], LOSS: [one.loss for one in losses], "group": queries.groups}
-        write_table(artifact / "losses.parquet", pa.table(columns))
-        artifact.complete(items=len(losses))
-    return item_values(
-        queries.target,
-        LOSS,
-        read_table(artifact / "losses.parquet").to_pylist(),
-        average=task_facts(queries.target).average,
-        higher_is_better=False,
-    )
-
-
-def _model(recipe: Recipe, trained: Path | None) -> Any:
-    from gistselect.model.adapters import load_adapter
-    from gistselect.model.loading import load_model
-
-    model, adapter = recipe.measured(trained)
-    language_model = load_model(model)
-    return load_adapter(language_model, adapter) if adapter else language_model
 
 
 def table(comparison: Comparison) -> str:

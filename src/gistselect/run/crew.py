@@ -78,6 +78,11 @@ def answered(worker: str, answer: Sequence[Any]) -> Done | Failed:
 class Crew(Protocol):
     """Workers. One job at a time; they keep what they have opened between jobs."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers may be on other machines than this process."""
+        ...
+
     def now(self) -> float:
         """Seconds on a clock that only goes forward."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from gistselect.errors import ConfigError, GistSelectError
@@ -14,6 +15,8 @@ from gistselect.run.sources import Sources
 
 SHOWN_LOST = 5
 """Lost parts that an error names."""
+UNHURRIED = 7 * 24 * 3600.0
+"""Seconds for a part of a job that takes its time."""
 LOG_LINES = 15
 """Lines of a worker's log that it shows."""
 
@@ -24,6 +27,11 @@ class Engine(Protocol):
     @property
     def parallel(self) -> bool:
         """Whether several parts may be done at a time."""
+        ...
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its workers may be on other machines, with devices that this one lacks."""
         ...
 
     def run(self, job: Job, name: str, reporter: Reporter) -> None:
@@ -39,6 +47,7 @@ class Inline:
     """One part after the other, in this process."""
 
     parallel = False
+    elsewhere = False
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
@@ -69,6 +78,7 @@ class Scheduled:
     def __init__(self, crew: Crew, limits: Limits, *, quarantine: bool) -> None:
         """With `quarantine` the rows of parts that fail every time are listed as lost, where the job allows that."""
         self._crew, self._limits, self._quarantine = crew, limits, quarantine
+        self.elsewhere = crew.elsewhere
 
     def run(self, job: Job, name: str, reporter: Reporter) -> None:
         """See `Engine`. Raises `GistSelectError` that names the parts that failed every time, once all others are done;
@@ -79,7 +89,8 @@ class Scheduled:
         missing = {index: float(amount) for index, amount in enumerate(amounts) if job.pending(index)}
         with reporter.step(name, total=sum(amounts), unit=job.unit) as step:
             step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
-            schedule = Schedule(missing, self._limits)
+            limits = replace(self._limits, seconds=UNHURRIED) if job.takes_its_time else self._limits
+            schedule = Schedule(missing, limits)
             if missing:
                 carry_out(schedule, self._crew, job, _Picture(step, amounts), reporter)
         for one in schedule.lost:

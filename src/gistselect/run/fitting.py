@@ -31,6 +31,10 @@ class Fits:
     def needs_live_model(self) -> bool:
         return self.source.needs_live_model
 
+    @property
+    def takes_its_time(self) -> bool:
+        return False
+
     def pending(self, index: int) -> bool:
         return not self.parts[index].artifact.is_complete
 

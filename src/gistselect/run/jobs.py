@@ -27,6 +27,11 @@ class Job(Protocol):
         """Whether it can be done in this process alone, since it reads a model that was given as an object."""
         ...
 
+    @property
+    def takes_its_time(self) -> bool:
+        """Whether nothing says how long a part may take, so that no worker counts as hung over one."""
+        ...
+
     def pending(self, index: int) -> bool:
         """Whether something of this part is missing."""
         ...

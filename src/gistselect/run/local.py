@@ -62,6 +62,8 @@ def environment(device: str, n_workers: int) -> dict[str, str]:
 class LocalCrew:
     """Worker processes, started when they are first needed and again when one has ended."""
 
+    elsewhere = False
+
     def __init__(self, names: Sequence[str]) -> None:
         """`names` are devices as `devices` gives them."""
         if os.name == "nt":

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from gistselect.evaluation.catalog import task_facts
 from gistselect.evaluation.results import LOSS, ItemValues, item_values
-from gistselect.run.arms import Recipe
+from gistselect.run.arms import Recipe, Training
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, read_table, write_table
 from gistselect.run.targets import Target
@@ -31,6 +31,18 @@ class Measured:
     training: str | None
     """Folder of the training in the store."""
     targets: tuple[Target, ...]
+
+    @classmethod
+    def after(cls, training: Training, targets: tuple[Target, ...]) -> Measured:
+        """The model that a training left, which must be done."""
+        adapter = training.artifact / training.artifact.facts["adapter"]
+        return cls(
+            recipe=training.recipe,
+            name=training.title,
+            adapter=adapter,
+            training=training.artifact.folder.name,
+            targets=targets,
+        )
 
     def artifact(self, target: Target) -> Artifact:
         """Where the losses on the items of a target are kept."""

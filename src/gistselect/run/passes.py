@@ -57,6 +57,10 @@ class Pass:
         """See `SourceSpec`."""
         return self.source.needs_live_model
 
+    @property
+    def takes_its_time(self) -> bool:
+        return False
+
     def pending(self, index: int) -> bool:
         """Whether some output of this shard is missing."""
         return not all(artifact.shard(index).is_file() for artifact in self.outputs)

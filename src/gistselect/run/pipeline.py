@@ -100,7 +100,7 @@ def _carry_out(
         counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
     if plan.compare is not None:
         with clock("train and evaluate"):
-            plan.compare.run(reporter, config.output)
+            plan.compare.run(reporter, config.output, engine)
     return counts
 
 
@@ -109,7 +109,7 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
     write_rejected_queries(plan.targets, config.output)
     write_queries(plan.targets, config.output)
     with clock("ingest"):
-        plan.records.run(reporter)
+        plan.records.run(reporter, engine)
         if plan.tokens:
             plan.tokens.run(reporter, engine)
         if plan.finetune_tokens:
@@ -121,7 +121,7 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
     reporter.say(forecast(plan, config))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp) and plan.features.reads_gradients:
         with clock("warmup"):
-            plan.warmup.run(reporter)
+            plan.warmup.run(reporter, engine)
     if plan.goes_to("features"):
         with clock("features"):
             try:

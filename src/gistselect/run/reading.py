@@ -7,13 +7,15 @@ is taken over: a file that was added to the pool costs its own rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from gistselect.data.parts import File
 from gistselect.data.pool import Pool, Reader
 from gistselect.data.stored import record_json
 from gistselect.data.summary import Detected, together
@@ -21,8 +23,8 @@ from gistselect.errors import ArtifactMismatchError
 from gistselect.run import ingest
 from gistselect.run.earlier import Read, files_read, renumbered, stretches
 from gistselect.run.ingest import RECORDS_SCHEMA, RecordRows, TokenRows, identity
-from gistselect.run.progress import Reporter
-from gistselect.run.store import Artifact, read_table, write_table
+from gistselect.run.progress import Reporter, SilentReporter
+from gistselect.run.store import Artifact, Store, read_table, write_table
 from gistselect.types import Place, Record, Rejected
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from gistselect.data.templates import Template
     from gistselect.run.engine import Engine
+    from gistselect.run.sources import Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +41,30 @@ class ReadPool:
 
     pool: Pool
     artifact: Artifact
+    is_part: bool = False
+    """Whether this is a file of a larger pool, which may have no row."""
     name: ClassVar[str] = "records"
 
     @property
     def rows(self) -> RecordRows:
         return RecordRows(self.artifact)
 
-    def run(self, reporter: Reporter) -> None:
-        """Read the pool, or find that done. Files that an earlier pool of the store had are not read again."""
+    def run(self, reporter: Reporter, engine: Engine | None = None) -> None:
+        """Read the pool, or find that done. Files that an earlier pool of the store had are not read again.
+
+        Several workers of an engine read files ahead, each as a pool of its own.
+        """
         artifact, pool = self.artifact, self.pool
         if artifact.is_complete:
             return
         artifact.begin()
         earlier = files_read(artifact.folder.parent, pool.reading)
+        # On other machines the pool's files need not be.
+        ahead = self._files(earlier) if engine is not None and engine.parallel and not engine.elsewhere else ()
+        if engine is not None and len(ahead) > 1:
+            with artifact.timed():
+                engine.run(ReadFiles(parts=ahead), "read files", reporter)
+            earlier = files_read(artifact.folder.parent, pool.reading)
         reader, cutter = Reader(pool), _Cutter(artifact)
         parts: list[dict[str, Any]] = []
         with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
@@ -64,7 +78,8 @@ class ReadPool:
                         step.advance(len(batch))
                 known = {"name": part.name, "source": part.source, "digest": digest, "first": first}
                 parts.append(known | {"n_rows": reader.n_rows - first, "detected": reader.found[index].described})
-            reader.end()
+            if not self.is_part:
+                reader.end()
             cutter.end()
         artifact.complete(
             n_rows=reader.n_rows,
@@ -77,6 +92,69 @@ class ReadPool:
             reading=pool.reading,
             parts=parts,
         )
+        for one in ahead:
+            shutil.rmtree(one.artifact.folder, ignore_errors=True)
+
+    def _files(self, earlier: Mapping[tuple[str, str, str], Read]) -> tuple[ReadPool, ...]:
+        """Each file that no earlier pool had, as a pool of its own."""
+        parts = zip(self.pool.parts, self.pool.part_digests, strict=True)
+        new = [one for one, known in parts if isinstance(one, File) and (one.name, one.source, known) not in earlier]
+        pools = [replace(self.pool, parts=(one,)) for one in new]
+        store = Store(self.artifact.folder.parent)
+        return tuple(
+            ReadPool(
+                pool=pool,
+                artifact=store.artifact("records", ingest.RECORDS_VERSION, pool=pool.digest, part=True),
+                is_part=True,
+            )
+            for pool in pools
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadFiles:
+    """Files as a job: each is read by one worker, whatever ids others have."""
+
+    parts: tuple[ReadPool, ...]
+
+    @property
+    def unit(self) -> str:
+        return "bytes"
+
+    @property
+    def amounts(self) -> list[int]:
+        """Bytes of each file as it stands, compressed or not."""
+        return [sum(path.stat().st_size for path in one.pool.files) for one in self.parts]
+
+    @property
+    def needs_live_model(self) -> bool:
+        return False
+
+    @property
+    def takes_its_time(self) -> bool:
+        return True
+
+    def pending(self, index: int) -> bool:
+        """Whether a file has not been read."""
+        return not self.parts[index].artifact.is_complete
+
+    def open(self, sources: Sources) -> None:
+        """Files need nothing."""
+
+    def do(self, index: int, sources: Sources) -> None:
+        """Read one file."""
+        self.parts[index].run(SilentReporter())
+
+    def describe(self, index: int) -> str:
+        """Its name."""
+        return self.parts[index].pool.parts[0].name
+
+    def give_up(self, index: int, reason: str) -> bool:
+        """How many rows it has, nobody knows."""
+        return False
+
+    def complete(self) -> None:
+        """Nothing: what is missing is read by the process that puts the files together."""
 
 
 class _Cutter:
@@ -98,7 +176,7 @@ class _Cutter:
 
     def end(self) -> None:
         """Write what is left."""
-        if (rest := pa.concat_tables(self._waiting)).num_rows:
+        if self._waiting and (rest := pa.concat_tables(self._waiting)).num_rows:
             self._write(rest)
 
     def _write(self, table: pa.Table) -> None:

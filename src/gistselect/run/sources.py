@@ -122,8 +122,9 @@ class Sources:
             return HiddenSource(forward=Forward(model, spec.engine.packing, spec.engine.batch_tokens))
         from gistselect.model.gradients import GradientEngine
 
-        return GradientSource(engine=GradientEngine(model, spec.engine, self._advance), checkpoint=spec.adapter)
+        return GradientSource(engine=GradientEngine(model, spec.engine, self.advance), checkpoint=spec.adapter)
 
-    def _advance(self, tokens: int) -> None:
+    def advance(self, tokens: int) -> None:
+        """Tell the listener of work done."""
         if self._listener is not None:
             self._listener(tokens)

@@ -16,6 +16,7 @@ from gistselect.evaluation.verdict import Comparison, verdict_on_row
 from gistselect.files import write_json
 from gistselect.run.arms import BEFORE
 from gistselect.run.choosing import Select
+from gistselect.run.engine import Engine
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import Plan, make_plans
 from gistselect.run.progress import Reporter
@@ -117,19 +118,19 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
             remember(config, STUDY_YAML)
         with opened(config, None) as (engine, sources):
             prepare(together, shared, reporter, Clock(), sources, engine)
-        findings: list[Finding] = []
-        chosen: list[Chosen] = []
-        for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):
-            what = f"{combination.target}, {combination.selector}, {combination.budget}"
-            reporter.say(f"Combination {number} of {len(plans)}: {what}.")
-            comparisons = _compared(combination, plan, config, reporter)
-            known = {(one.target, one.budget, one.arm) for one in findings if not one.selector}
-            findings += [
-                one
-                for one in _findings(combination, plan, comparisons)
-                if one.selector or (one.target, one.budget, one.arm) not in known
-            ]
-            chosen += _chosen(combination, plan)
+            findings: list[Finding] = []
+            chosen: list[Chosen] = []
+            for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):
+                what = f"{combination.target}, {combination.selector}, {combination.budget}"
+                reporter.say(f"Combination {number} of {len(plans)}: {what}.")
+                comparisons = _compared(combination, plan, config, reporter, engine)
+                known = {(one.target, one.budget, one.arm) for one in findings if not one.selector}
+                findings += [
+                    one
+                    for one in _findings(combination, plan, comparisons)
+                    if one.selector or (one.target, one.budget, one.arm) not in known
+                ]
+                chosen += _chosen(combination, plan)
         assert together.compare is not None
         study = Study(
             scored_by=together.compare.scored_by,
@@ -146,14 +147,16 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
     return study
 
 
-def _compared(combination: Combination, plan: Plan, config: StudyConfig, reporter: Reporter) -> list[Comparison]:
+def _compared(
+    combination: Combination, plan: Plan, config: StudyConfig, reporter: Reporter, engine: Engine
+) -> list[Comparison]:
     for method in plan.methods:
         method.score.run(reporter)
         method.select.run(reporter)
     assert plan.compare is not None
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{combination.selector}-{combination.budget.replace('%', 'percent')}")
     folder = config.output / COMBINATIONS / combination.target / name
-    return plan.compare.run(reporter, folder)
+    return plan.compare.run(reporter, folder, engine)
 
 
 def _findings(combination: Combination, plan: Plan, comparisons: Sequence[Comparison]) -> list[Finding]:

@@ -95,6 +95,10 @@ class TextPass:
     def needs_live_model(self) -> bool:
         return False
 
+    @property
+    def takes_its_time(self) -> bool:
+        return False
+
     def pending(self, index: int) -> bool:
         """Whether a shard of some output is missing."""
         return not all(artifact.shard(index).is_file() for artifact in self.outputs)

@@ -48,6 +48,10 @@ class Tokenising:
         return False
 
     @property
+    def takes_its_time(self) -> bool:
+        return False
+
+    @property
     def amounts(self) -> list[int]:
         """Rows of each shard, usable or not."""
         n_rows, size = self.records.facts["n_rows"], ingest.SHARD_ROWS

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.run.arms import Training
 from gistselect.run.engine import Engine
-from gistselect.run.losses import Measured
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources
 from gistselect.run.store import Artifact
 from gistselect.training import ranks
+
+if TYPE_CHECKING:
+    from gistselect.run.arms import Training
+    from gistselect.run.losses import Measured
 
 
 class Trainable(Protocol):

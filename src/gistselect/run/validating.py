@@ -22,8 +22,10 @@ from gistselect.evaluation.ranking import spearman
 from gistselect.evaluation.results import ItemValues, group_codes
 from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, difference_of_runs, item_weights
-from gistselect.run.arms import train_rows
-from gistselect.run.comparing import Compare, measured_loss
+from gistselect.run.arms import Training, train_rows
+from gistselect.run.comparing import Compare
+from gistselect.run.engine import Engine
+from gistselect.run.losses import Measured, measured_loss
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.pipeline import Clock, execute, prepare
 from gistselect.run.plan import Plan, make_plan
@@ -33,6 +35,7 @@ from gistselect.run.remember import remember
 from gistselect.run.scoring import SCORE, SCORES
 from gistselect.run.staffing import opened
 from gistselect.run.store import locked, read_names, read_table
+from gistselect.run.trainings import measure_together, shares_trainings, train_together
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
 from gistselect.run.validation_report import write_validation
 from gistselect.streams import Stream, generator
@@ -64,15 +67,15 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
         plan = make_plan(config, "evaluate", None)
         if not (config.output / VALIDATE_YAML).exists():
             remember(config, VALIDATE_YAML)
+        found: list[Trust] = []
         with opened(config, None) as (engine, sources):
             prepare(plan, config, reporter, Clock(), sources, engine)
-        found: list[Trust] = []
-        if {"lds", "qld"} & set(config.measures):
-            for method in plan.methods:
-                method.score.run(reporter)
-            trial = _Trial(plan, config, reporter)
-            found += trial.lds() if "lds" in config.measures else []
-            found += trial.qld() if "qld" in config.measures else []
+            if {"lds", "qld"} & set(config.measures):
+                for method in plan.methods:
+                    method.score.run(reporter)
+                trial = _Trial(plan, config, reporter, engine)
+                found += trial.lds() if "lds" in config.measures else []
+                found += trial.qld() if "qld" in config.measures else []
         if "planted" in config.measures:
             found += _planted(plan, config, reporter)
         described = [asdict(one) for one in found]
@@ -86,9 +89,9 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
 class _Trial:
     """Scores of the rows in question, and trainings on parts of them."""
 
-    def __init__(self, plan: Plan, config: ValidateConfig, reporter: Reporter) -> None:
+    def __init__(self, plan: Plan, config: ValidateConfig, reporter: Reporter, engine: Engine) -> None:
         assert plan.compare is not None
-        self.config, self.reporter = config, reporter
+        self.config, self.reporter, self.engine = config, reporter, engine
         self.compare: Compare = plan.compare
         self.methods = plan.methods
         self.targets = [target.queries.target for target in plan.targets]
@@ -112,6 +115,16 @@ class _Trial:
         names = [name for name in own if name == f"{SCORE}{target}" or name.startswith(f"{SCORE}{target}/")]
         return np.stack([own[name] for name in names], axis=1)
 
+    def ahead(self, wanted: Sequence[tuple[NDArray[np.int64], int, str]]) -> None:
+        """Train on these rows (n,) with these seeds and measure, on workers where there are several."""
+        if not shares_trainings(self.engine):
+            return
+        recipe = self.compare.recipe
+        trainings = [Training.planned(recipe, *one) for one in wanted]
+        train_together(trainings, self.engine, self.reporter)
+        measured = [Measured.after(one, self.compare.heldout) for one in trainings]
+        measure_together(measured, self.engine, self.reporter)
+
     def losses(self, rows: NDArray[np.int64], seed: int, name: str) -> list[ItemValues]:
         """Losses on every target's held-out items after training on pool rows (n,)."""
         recipe = self.compare.recipe
@@ -125,6 +138,7 @@ class _Trial:
         config, seed = self.config, self.config.train_seeds[0]
         size = max(1, round(config.subset_share * len(self.rows)))
         positions = random_subsets(len(self.rows), size, config.subsets, config.seed)
+        self.ahead([(self.rows[chosen], seed, f"subset {n}") for n, chosen in enumerate(positions, start=1)])
         real = [
             [_mean(one) for one in self.losses(self.rows[chosen], seed, f"subset {number}")]
             for number, chosen in enumerate(positions, start=1)
@@ -149,20 +163,26 @@ class _Trial:
         config = self.config
         size = max(1, math.ceil(config.removed_share * len(self.rows)))
 
-        def without(removed: NDArray[np.intp], seed: int, name: str) -> list[ItemValues]:
-            return self.losses(np.delete(self.rows, removed), seed, name)
+        def without(removed: NDArray[np.intp], seed: int, name: str) -> tuple[NDArray[np.int64], int, str]:
+            return np.delete(self.rows, removed), seed, f"{name}, seed {seed}"
 
-        random = []
-        for seed in config.train_seeds:
-            drawn = generator(config.seed, Stream.VALIDATION_REMOVAL, seed).choice(len(self.rows), size, replace=False)
-            random.append(without(drawn, seed, f"all but {size} random rows, seed {seed}"))
+        drawn = {
+            seed: generator(config.seed, Stream.VALIDATION_REMOVAL, seed).choice(len(self.rows), size, replace=False)
+            for seed in config.train_seeds
+        }
+        random_rows = [without(rows, seed, f"all but {size} random rows") for seed, rows in drawn.items()]
+        best_rows: dict[tuple[int, str], list[tuple[NDArray[np.int64], int, str]]] = {}
+        for index, method in enumerate(self.methods):
+            for target in self.targets:
+                top = np.argsort(-self.score(index, target).max(axis=1), kind="stable")[:size]
+                name = f"all but the best {size} of {method.label} for {target}"
+                best_rows[index, target] = [without(top, seed, name) for seed in config.train_seeds]
+        self.ahead([*random_rows, *(one for several in best_rows.values() for one in several)])
+        random = [self.losses(*one) for one in random_rows]
         found = []
         for index, method in enumerate(self.methods):
             for column, target in enumerate(self.targets):
-                best = self.score(index, target).max(axis=1)
-                top = np.argsort(-best, kind="stable")[:size]
-                name = f"all but the best {size} of {method.label}"
-                runs = [without(top, seed, f"{name} for {target}, seed {seed}")[column] for seed in config.train_seeds]
+                runs = [self.losses(*one)[column] for one in best_rows[index, target]]
                 interval = difference_of_runs(
                     np.stack([one.values for one in runs]),
                     np.stack([one[column].values for one in random]),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gistselect.errors import ConfigError
 from gistselect.files import digest
 from gistselect.linalg.similarity import checkpoint_weights
 from gistselect.model.config import ModelConfig
 from gistselect.run.cells import Checkpoint
+from gistselect.run.engine import Engine
 from gistselect.run.ingest import TokenRows
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, Store
+from gistselect.run.trainings import Trainings
 from gistselect.streams import Stream, generator
-from gistselect.training.recipe import TrainingConfig
+from gistselect.training import ranks
+from gistselect.training.recipe import TrainingConfig, steps_per_epoch
 
 VERSION = 2
 
@@ -86,18 +90,43 @@ class WarmUp:
             else checkpoint_weights(self.weights, len(self.epochs)).tolist()
         )
 
-    def run(self, reporter: Reporter) -> None:
-        """Train, or find that done."""
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "a random part of the pool"
+
+    def run(self, reporter: Reporter, engine: Engine) -> None:
+        """Train, or find that done: on a worker where those have devices that this machine may lack."""
         if self.artifact.is_complete:
             return
-        from gistselect.training.train import steps_per_epoch, train
+        n_rows, last = len(self.rows), self.epochs[-1]
+        reporter.say(f"Warm-up: {n_rows:,} random rows, {last} of {self.training.epochs} epochs.")
+        if engine.elsewhere and ranks.current() is None:
+            engine.run(Trainings(parts=(self,)), "warm-up", reporter)
+            return
+        with reporter.step("warm-up", total=self.n_steps, unit="steps") as step:
+            self.train(step.reach)
 
-        self.artifact.begin()
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Pool rows (n,) of the sample."""
         usable = self.tokens.columns(["row"])["row"].to_numpy()
-        rows = usable[warmup_positions(len(usable), self.share, self.seed)]
-        reporter.say(f"Warm-up: {len(rows):,} random rows, {self.epochs[-1]} of {self.training.epochs} epochs.")
-        n_steps = self.epochs[-1] * steps_per_epoch(len(rows), self.training.global_batch_size)
-        with self.artifact.timed(), reporter.step("warm-up", total=n_steps, unit="steps") as step:
+        return usable[warmup_positions(len(usable), self.share, self.seed)]
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps."""
+        return self.epochs[-1] * steps_per_epoch(len(self.rows), self.training.global_batch_size)
+
+    def train(self, reach: Callable[[int], None]) -> None:
+        """Train, unless that is done; `reach` is told of the steps done so far."""
+        from gistselect.training.train import train
+
+        if self.artifact.is_complete:
+            return
+        self.artifact.begin()
+        rows = self.rows
+        with self.artifact.timed():
             result = train(
                 self.model,
                 self.tokens.select(rows.tolist()),
@@ -105,7 +134,7 @@ class WarmUp:
                 output=self.artifact / "training",
                 seed=self.seed,
                 stop_after_epoch=self.epochs[-1],
-                progress=step.reach,
+                progress=lambda done, *_: reach(done),
             )
         self.artifact.complete(
             rows=len(rows),
