@@ -29,7 +29,7 @@ HASHES = 128
 PASSAGE, SHORTEST = 13, 8
 """Words of a passage, and of the shortest turn of an item that is compared, as a whole (GPT-3, arXiv 2005.14165,
 appendix C)."""
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Characters of the rows that are hashed together."""
 _LOW = np.uint64(2**32 - 1)
 Numbers = NDArray[np.uint64]

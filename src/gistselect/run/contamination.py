@@ -89,8 +89,9 @@ class Overlaps:
     def _make(self, artifact: Artifact, rows: Sequence[int]) -> None:
         passages = self.judged.passages
         found: list[dict[str, Any]] = []
+        in_pool_order = sorted(rows)  # So that each shard is read once.
         for start in range(0, len(rows), READ):
-            for block, hashed in hashed_blocks(self.records.select(rows[start : start + READ])):
+            for block, hashed in hashed_blocks(self.records.select(in_pool_order[start : start + READ])):
                 shared = passages.shared(hashed)
                 found += [
                     {"row": block[index].row, "id": block[index].id, "item": passages.names[shared[index]]}
