@@ -137,17 +137,23 @@ def test_a_selection_does_not_depend_on_the_order_of_the_pool(name: str, data: s
     assert selected(pool.permuted(order), selector, refused=refused) == found
 
 
-@given(pools(), st.booleans(), st.data())
+@given(pools(), st.sampled_from(["targets", "tasks", "queries"]), st.data())
 @settings(max_examples=150, deadline=None)
 @pytest.mark.parametrize("held", [1, 2, 1 << 22])
-def test_round_robin(held: int, pool: Points, queries: bool, data: st.DataObject) -> None:
+def test_round_robin(held: int, pool: Points, who: str, data: st.DataObject) -> None:
     refused = frozenset(data.draw(st.sets(st.sampled_from(pool.names))))
-    values = np.concatenate([block for _, block in (pool.query_scores() if queries else pool.scores())])
+    values = np.concatenate([block for _, block in (pool.query_scores() if who == "queries" else pool.scores())])
+    teams = [[column] for column in range(values.shape[1])]
+    if who == "tasks":
+        n_first = data.draw(st.integers(1, values.shape[1]))
+        teams = [team for team in (list(range(n_first)), list(range(n_first, values.shape[1]))) if team]
+        pool.targets = [f"{'a' if column < n_first else 'b'}/{column}" for column in range(values.shape[1])]
     expected, left = [], set(range(len(pool.names)))
     for turn in itertools.count():
         if not left:
             break
-        column = turn % values.shape[1]
+        team = teams[turn % len(teams)]
+        column = team[turn // len(teams) % len(team)]
         while left:
             row = min(left, key=lambda row: (-values[row, column], pool.names[row]))
             left.remove(row)
@@ -156,10 +162,19 @@ def test_round_robin(held: int, pool: Points, queries: bool, data: st.DataObject
                 break
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "HELD", held)
-        assert (
-            selected(pool, made(f"round_robin:turns={'queries' if queries else 'targets'}"), refused=refused)
-            == expected
-        )
+        assert selected(pool, made(f"round_robin:turns={who}"), refused=refused) == expected
+
+
+def test_tasks_share_a_budget_whatever_their_number_of_groups() -> None:
+    """Nine groups of one task and the only one of another each get half of the rows."""
+    values = np.random.default_rng(0).standard_normal((900, 10))
+    pool = Points([str(index) for index in range(900)], values)
+    pool.targets = [*(f"many/{group}" for group in range(9)), "single"]
+    found = [int(one) for one in selected(pool, made("round_robin:turns=tasks"), 40)]
+    assert set(found[1::2]) <= set(np.argsort(-values[:, 9])[:60].tolist())
+    assert set(found[1::2]) >= set(np.argsort(-values[:, 9])[:20].tolist()) - set(found[::2])
+    for group in range(9):
+        assert found[2 * group] in np.argsort(-values[:, group])[:20]
 
 
 def test_round_robin_is_fair_to_targets_of_another_scale() -> None:

@@ -7,6 +7,7 @@ held, and when they are used up, the next.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,10 +23,12 @@ HELD_OF_ONE = 1 << 16
 
 
 class RoundRobin(Selector):
-    """Targets (or queries) take turns in their order; each takes the best row for it that is left."""
+    """Groups of targets (or whole targets, or queries) take turns; each takes the best row for it that is left."""
 
-    turns: Literal["targets", "queries"] = "targets"
-    """Who takes turns: the groups of the targets by their scores, or every single query by its cosine."""
+    turns: Literal["targets", "tasks", "queries"] = "targets"
+    """Who takes turns: the groups of all targets by their scores; whole targets (tasks), within each of which its
+    groups take turns, so that one of 57 groups gets no more than one of a single group; or every single query by its
+    cosine."""
 
     @property
     def needs_points(self) -> bool:
@@ -35,17 +38,27 @@ class RoundRobin(Selector):
         """A row that is refused costs nobody a turn."""
         columns = _Columns(pool.query_scores if self.turns == "queries" else pool.scores, pool)
         proposed = np.zeros(len(pool.best), dtype=np.bool_)
-        waiting = list(range(columns.width))
-        while waiting:
-            for column in list(waiting):
+        teams = self._teams(pool, columns.width)
+        while teams := [team for team in teams if team]:
+            for team in teams:
                 taken: bool | None = False
-                while taken is False:
-                    position = columns.next(column, proposed)
+                while team and taken is False:
+                    position = columns.next(team[0], proposed)
                     if position is None:
-                        waiting.remove(column)
-                        break
+                        team.popleft()
+                        continue
                     proposed[position] = True
                     taken = yield position
+                team.rotate(-1)
+
+    def _teams(self, pool: PoolView, width: int) -> list[deque[int]]:
+        """The columns of each that takes turns, the next one first."""
+        if self.turns != "tasks":
+            return [deque([column]) for column in range(width)]
+        of_task: dict[str, deque[int]] = {}
+        for column, name in enumerate(pool.targets):
+            of_task.setdefault(name.partition("/")[0], deque()).append(column)
+        return list(of_task.values())
 
 
 class _Columns:
@@ -88,6 +101,7 @@ class _Columns:
 
         self._most[column] *= 4
         ((values, rows),) = best_rows(behind(), 1, self._most[column], self._pool.id_ranks)
+        self._pool.expect(rows)
         self._rows[column], self._next[column] = rows, 0
         self._last[column] = values[-1] if len(values) else -np.inf
 
