@@ -56,6 +56,9 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is an adapter for Megatron layers; only adapters of transformers models are read.")
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{folder} holds a {settings.get('peft_type')} adapter; only LORA adapters are supported.")
+    if unsaid := [name for name in ("r", "lora_alpha") if settings.get(name) is None]:
+        # PEFT would fill in its own defaults, and so another size of the update than the one that was trained.
+        raise ModelError(f"{folder / CONFIG_FILE} does not say {' and '.join(unsaid)}; save the adapter again.")
     return settings
 
 

@@ -105,10 +105,12 @@ def load_adapter(
 
     Names are advice, shapes are proof: another base name is a warning. Where the adapter brings embeddings of another
     size, the model takes that size; where it brings a tokenizer, that is the tokenizer of what is returned.
-    Raises `ModelError` if this is not a LoRA adapter, or one of another model.
+    Raises `ModelError` if this is not a LoRA adapter, or one of another model, or a weight of it is not finite.
     """
     import torch
     from peft import PeftModel, get_peft_model_state_dict
+
+    from gistselect.model.soundness import refuse_broken_weights
 
     folder = locate_adapter(reference)
     settings, shapes = adapter_settings(folder), stored_shapes(folder)
@@ -129,6 +131,7 @@ def load_adapter(
             "save the adapter again."
         )
     cast_adapter(adapted, torch.float32 if dtype == "float32" else language_model.dtype)
+    refuse_broken_weights(adapter_parameters(adapted).items(), str(folder))
     return dataclasses.replace(
         language_model,
         model=adapted.eval(),

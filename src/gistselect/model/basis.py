@@ -101,3 +101,13 @@ def _load_part(path: Path) -> Basis:
             return Basis(names=names, blocks=tuple(file.get_tensor(name) for name in names))
     except (SafetensorError, OSError) as error:
         raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
+
+
+def bytes_for_bases(memory_gb: float | None, device: torch.device) -> float | None:
+    """Memory for bases; of what is free now, before there is any, the other half is left to activations."""
+    if memory_gb is not None:
+        return memory_gb * 1e9
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) / 2

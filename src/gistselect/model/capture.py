@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gistselect.errors import ModelError
 from gistselect.model.adapters import adapter_parameters, shared_weights
 from gistselect.model.factors import ParameterBlock
 
@@ -33,6 +34,21 @@ class LoraCapture:
         ]
         self.take: Callable[[int, Tensor, Tensor], None] | None = None
         """Gets the two factors of each block's gradients, (n_rows, width, out) and (n_rows, width, in)."""
+        self._seen: dict[int, list[tuple[int, ...]]] = {}
+
+    def misfit(self, read: Callable[[], object], shape: tuple[int, ...]) -> str | None:
+        """Which layer does not see every token of a batch (n_rows, width) once and at its place, or None.
+
+        `read` is a forward pass over such a batch. Experts get some tokens in an order of their own, layers that are
+        shared see each several times: what is caught there is no example's gradient.
+        """
+        self._seen = {index: [] for index in range(len(self.layers))}
+        read()
+        seen, self._seen = self._seen, {}
+        for index, shapes in seen.items():
+            if shapes != [shape]:
+                return f"{self.layers[index][0]} does not see each token once (a shared layer, or an expert)"
+        return None
 
     @staticmethod
     def obstacle(model: Any) -> str | None:
@@ -75,6 +91,8 @@ class LoraCapture:
         emit = partial(self._emit, 2 * index)
 
         def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if index in self._seen:
+                self._seen[index].append(tuple(inputs.shape[:-1]))
             base = layer.base_layer(inputs, *args, **kwargs)
             cast = _Factors(*(factor.to(base.dtype) for factor in factors))
             return update.apply(base, inputs.to(base.dtype), anchor, cast, emit)
@@ -85,6 +103,21 @@ class LoraCapture:
         if self.take is not None:
             self.take(block, grad_inner, inputs)
             self.take(block + 1, grad, inner)
+
+
+def choose_capture(model: Any, wanted: Literal["auto", "hooks", "autograd"]) -> tuple[LoraCapture | None, str]:
+    """Hooks if the adapter is plain LoRA, and why. Raises as `without_hooks`."""
+    if wanted == "autograd":
+        return None, "as configured"
+    reason = LoraCapture.obstacle(model)
+    return (LoraCapture(model), "plain LoRA") if reason is None else (None, without_hooks(reason, wanted))
+
+
+def without_hooks(reason: str, wanted: str) -> str:
+    """Why there are no hooks. Raises `ModelError` where nothing else is wanted."""
+    if wanted == "hooks":
+        raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
+    return reason
 
 
 class _Factors(NamedTuple):

@@ -24,6 +24,7 @@ from gistselect.model.batches import Batch, Layout, build_batch, plan_batches, t
 from gistselect.model.engine_config import PackingChoice
 from gistselect.model.loading import LanguageModel
 from gistselect.model.loss import OutputHead, label_losses, supervised_cross_entropy
+from gistselect.model.soundness import refuse_broken_loss, refuse_look_ahead
 from gistselect.types import Example
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Forward:
         """The context in which `token_losses` and `hidden` may be called."""
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.language_model.model))
+            stack.enter_context(loss_of_tokens(self.causal.config))
             stack.enter_context(self._within())
             if self.packing == "segments":
                 stack.enter_context(self._attention.installed(self.causal))
@@ -182,23 +184,30 @@ class Forward:
     # --- choosing how -------------------------------------------------------------------------------------
 
     def _choose(self) -> tuple[OutputHead | None, Layout, Packing]:
-        probe = self._probe_examples()
-        losses = np.full(len(probe), np.nan)
-        with evaluation_mode(self.language_model.model):
+        probe, tolerance = self._probe_examples(), PROBE_TOLERANCE[self.language_model.dtype]
+        with evaluation_mode(self.language_model.model), loss_of_tokens(self.causal.config):
             expected = np.array([self._own_loss(example) for example in probe])
-        tolerance = PROBE_TOLERANCE[self.language_model.dtype]
+            refuse_broken_loss(self.language_model.model, expected, self.language_model.dtype)
+            ids = torch.from_numpy(probe[1].input_ids.astype(np.int64))[None].to(self.device)
+            refuse_look_ahead(self.causal, ids, tolerance)
+        found = ""
         heads = dict.fromkeys([OutputHead.of(self.causal), None])
         for head, (layout, packing) in product(heads, self._candidates):
             self.head, self.layout, self.packing = head, layout, packing
             try:
                 losses = self._probe_losses(probe)
-            except (RuntimeError, KeyError) as error:
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+                # Whatever a model makes of inputs that are not for it; the next layout may be.
                 log.info("%s rows by %s cannot be used: %s", layout, packing, error)
+                found = f"{type(error).__name__}: {error}"
                 continue
+            found = str(losses)
             if np.allclose(losses, expected, rtol=tolerance) and not self._leaks(probe, losses):
                 return head, layout, packing
         raise ModelError(
-            f"no batch layout reproduces the loss of {type(self.causal).__name__} ({losses} against "
+            f"no batch layout reproduces the loss of {type(self.causal).__name__} ({found} against "
             f"{expected}); the model may not be a causal language model with a plain adapter."
         )
 
@@ -218,6 +227,13 @@ class Forward:
         labels = ids.masked_fill(~torch.from_numpy(example.supervised).to(self.device), -100)
         with torch.no_grad():
             return float(self.causal(input_ids=ids, labels=labels, use_cache=False).loss)
+
+    def probe_batch(self) -> Batch:
+        """The probe in the chosen layout, as one batch; a single example of it where rows are single."""
+        probe = self._probe_examples()
+        lengths = trimmed_lengths(probe)
+        rows = np.arange(1 if self.layout == "single" else len(probe))
+        return build_batch(probe, rows, lengths, self.layout, self._pad_id).to(self.device)
 
     def _probe_losses(self, examples: Sequence[Example]) -> NDArray[np.float64]:
         lengths = trimmed_lengths(examples)
@@ -296,6 +312,20 @@ def evaluation_mode(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def loss_of_tokens(config: Any) -> Iterator[None]:
+    """Within this context a mixture of experts leaves the loss of its router, which is of no token, out of its loss."""
+    text = config.get_text_config()
+    before = getattr(text, "output_router_logits", False)
+    if before:
+        text.output_router_logits = False
+    try:
+        yield
+    finally:
+        if before:
+            text.output_router_logits = before
 
 
 def prefetched(build: Callable[[NDArray[np.int64]], Batch], items: Iterator[NDArray[np.int64]]) -> Iterator[Batch]:

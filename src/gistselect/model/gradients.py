@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
 from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
-from gistselect.model.basis import Basis
+from gistselect.model.basis import Basis, bytes_for_bases
 from gistselect.model.batches import Batch, trimmed_lengths
-from gistselect.model.capture import LoraCapture, checkpointed_layers
+from gistselect.model.capture import checkpointed_layers, choose_capture, without_hooks
 from gistselect.model.columns import ColumnPass, column_passes
 from gistselect.model.engine_config import EngineConfig, SketchConfig
 from gistselect.model.factors import ParameterBlock
@@ -99,16 +99,21 @@ class GradientEngine:
         if not parameters:
             raise ModelError("the model has no adapter; use attach_adapter or load_adapter first.")
         prepare_for_gradients(language_model)
-        self._capture, self._capture_reason = self._choose_capture()
-        self._fallback = list(parameters.values()) if self._capture is None else []
+        self._capture, self._capture_reason = choose_capture(self.model, self.config.capture)
+        self._fallback: list[Tensor] = []
+        if self._capture is not None:
+            self.forward = Forward(language_model, self.config.packing, self.config.batch_tokens, self._capturing)
+            if misfit := self._capture.misfit(*self._probe()):
+                self._capture, self._capture_reason = None, without_hooks(misfit, self.config.capture)
+        if self._capture is None:
+            self._fallback = list(parameters.values())
+            self.forward = Forward(language_model, "single", self.config.batch_tokens, self._capturing)
         self.parameters: tuple[ParameterBlock, ...] = (
             tuple(self._capture.blocks)
             if self._capture is not None
             else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
         )
-        packing = "single" if self._capture is None else self.config.packing
-        self.forward = Forward(language_model, packing, self.config.batch_tokens, within=self._capturing)
-        self._basis_bytes = _basis_bytes(self.config, self.device)
+        self._basis_bytes = bytes_for_bases(self.config.basis_memory_gb, self.device)
         log.info("gradient engine: %s", self.mode)
 
     def collect(self, examples: Sequence[Example], sinks: Sequence[Collector]) -> Measured:
@@ -220,15 +225,15 @@ class GradientEngine:
 
     # --- choosing how -------------------------------------------------------------------------------------
 
-    def _choose_capture(self) -> tuple[LoraCapture | None, str]:
-        if self.config.capture == "autograd":
-            return None, "as configured"
-        reason = LoraCapture.obstacle(self.model)
-        if reason is None:
-            return LoraCapture(self.model), "plain LoRA"
-        if self.config.capture == "hooks":
-            raise ModelError(f"capture='hooks' needs plain LoRA, but {reason}; use capture='auto'.")
-        return None, reason
+    def _probe(self) -> tuple[Callable[[], object], tuple[int, ...]]:
+        """A forward pass over a batch, and the batch's shape."""
+        batch = self.forward.probe_batch()
+
+        def read() -> None:
+            with self.forward.running(), torch.no_grad():
+                self.forward.token_losses(batch)
+
+        return read, tuple(batch.input_ids.shape)
 
     @property
     def mode(self) -> str:
@@ -317,7 +322,9 @@ class GradientEngine:
         batch_losses = example_means(self.forward.token_losses(batch), batch)
         total = batch_losses.sum()
         if self._capture is None:
-            for block, gradient in enumerate(torch.autograd.grad(total, self._fallback)):
+            # An expert that no token went to has a gradient of zero.
+            found = torch.autograd.grad(total, self._fallback, allow_unused=True, materialize_grads=True)
+            for block, gradient in enumerate(found):
                 # The gradient of one example, as the product of the identity and itself.
                 matrix = _as_matrix(gradient)[None]
                 fan(block, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)[None], matrix)
@@ -328,16 +335,6 @@ class GradientEngine:
             finally:
                 self._capture.take = None
         losses[batch.rows] = batch_losses.detach()
-
-
-def _basis_bytes(config: EngineConfig, device: torch.device) -> float | None:
-    """Memory for bases; of what is free now, before there is any, the other half is left to activations."""
-    if config.basis_memory_gb is not None:
-        return config.basis_memory_gb * 1e9
-    if device.type != "cuda":
-        return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + unused) / 2
 
 
 def _as_matrix(value: Tensor) -> Tensor:

@@ -39,13 +39,14 @@ class LanguageModel:
 def load_model(config: ModelConfig) -> LanguageModel:
     """Load model and tokenizer, in evaluation mode, every layer differentiable.
 
-    Raises `ModelError` if files are missing or the model cannot be read, `MissingDependencyError` if
-    it is quantized, by option or as stored, and bitsandbytes is not installed.
+    Raises `ModelError` if files are missing, the model cannot be read or a weight is not finite,
+    `MissingDependencyError` if it is quantized, by option or as stored, and bitsandbytes is not installed.
     """
     import torch
     from safetensors import SafetensorError
 
     from gistselect.model.quantized import compute_in, keep_differentiable, placement
+    from gistselect.model.soundness import refuse_broken_weights
 
     tokenizer = load_tokenizer(config)
     device = resolve_device(config.device)
@@ -63,6 +64,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     keep_differentiable(model)
     compute_in(model, dtype)
     _check_vocabulary(model, tokenizer, config.path)
+    refuse_broken_weights(model.named_parameters(), config.path)
     return LanguageModel(model=model, tokenizer=tokenizer, device=torch.device(device), dtype=dtype)
 
 
@@ -264,6 +266,11 @@ def _auto_class(config: ModelConfig) -> Any:
 
     settings = _settings(config)
     kind = settings.get("model_type")
+    if settings.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{config.path!r} is an encoder-decoder ({kind!r}): its loss is of a second text, given the first. Only "
+            "decoders, which read and write one text from left to right, are supported; use a causal language model."
+        )
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "auto_map" in settings:
         return AutoModelForCausalLM
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -276,9 +283,10 @@ def _auto_class(config: ModelConfig) -> Any:
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    needed = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    if needed > rows:
         raise ModelError(
-            f"the tokenizer in {path!r} has {len(tokenizer)} tokens, the model embeds {rows}; "
+            f"the tokenizer in {path!r} has {needed} tokens, the model embeds {rows}; "
             "they do not belong together. Use the tokenizer that the model was trained with."
         )
 
