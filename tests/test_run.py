@@ -74,6 +74,7 @@ def test_output_contract(config: dict[str, Any], pool_file: Path) -> None:
         "score",
         "best_target",
         "captured_energy",
+        "stability",
     ]
     assert selection["rank"].to_pylist() == list(range(1, 11))
     lines = pool_file.read_bytes().split(b"\n")
@@ -170,7 +171,7 @@ def test_what_changes_is_all_that_is_computed(config: dict[str, Any], target_fil
     def pass_names(**changes: Any) -> list[str]:
         reporter = RecordingReporter()
         run(config, reporter, **changes)
-        return [name for name in reporter.last if not name.startswith("score")]
+        return [name for name in reporter.last if not name.startswith(("score", "stability"))]
 
     pool = "pool gradients at epoch 1 (GIST)"
     first = config["output"]

@@ -55,6 +55,8 @@ class Stream(IntEnum):
     """Hash functions that near-duplicates are told by."""
     RANK_DROPOUT = 19
     """Dropout in each of several processes that train together; followed by the process."""
+    QUERY_BOOTSTRAP = 20
+    """Queries drawn anew; followed by the number of target and group."""
 
 
 def generator(seed: int, stream: Stream, *more: int) -> np.random.Generator:

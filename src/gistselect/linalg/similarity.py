@@ -12,6 +12,13 @@ from gistselect.errors import ConfigError, DataError
 FloatArray = NDArray[np.float64]
 
 
+def units(vectors: NDArray[np.floating]) -> FloatArray:
+    """The vectors (n, d) at length 1, in float64; one of length 0 stays so, and is orthogonal to all."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+
+
 def cosine_scores(pool: NDArray[np.floating], targets: NDArray[np.floating]) -> FloatArray:
     """Cosines (n, n_target) of pool features (n, r) with target features (n_target, r), in float64.
 
@@ -24,20 +31,14 @@ def cosine_scores(pool: NDArray[np.floating], targets: NDArray[np.floating]) -> 
     target_norms = np.linalg.norm(targets, axis=1)
     if not (target_norms > 0).all():
         raise DataError(f"target vector {int(np.argmin(target_norms))} has length zero: its queries cancel out.")
-    norms = np.linalg.norm(pool, axis=1)
-    unit = np.divide(pool, norms[:, None], out=np.zeros_like(pool), where=norms[:, None] > 0)
-    return unit @ (targets / target_norms[:, None]).T
+    return units(pool) @ (targets / target_norms[:, None]).T
 
 
 def cosines(rows: NDArray[np.floating], queries: NDArray[np.floating]) -> FloatArray:
     """Cosines (n, n_query) of any vectors (n, r) and (n_query, r); 0 where either has no length or is not finite."""
-
-    def unit(vectors: NDArray[np.floating]) -> FloatArray:
-        vectors = np.nan_to_num(np.asarray(vectors, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-
-    return unit(rows) @ unit(queries).T
+    finite = (np.nan_to_num(vectors, nan=0.0, posinf=0.0, neginf=0.0) for vectors in (rows, queries))
+    first, second = map(units, finite)
+    return first @ second.T
 
 
 def mean_of_columns(scores: FloatArray, groups: NDArray[np.integer]) -> FloatArray:

@@ -228,6 +228,11 @@ def _sketches(method: MethodFacts) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _stability(method: MethodFacts) -> Iterator[Alert]:
+    facts = method.stability
+    if facts.get("reason"):
+        yield Alert(
+            level="look", title="Stability of the selection", number=Link(text="not measured"), said=facts["reason"]
+        )
     if (stability := method.measured.get("stability")) is not None:
         n_selected, n_low = int(method.selected.sum()), int((stability[method.selected] < UNSTABLE).sum())
         yield Alert(
@@ -236,9 +241,10 @@ def _stability(method: MethodFacts) -> Iterator[Alert]:
             number=Link(
                 text=f"{n_low:,} of {n_selected:,}",
                 conditions=(("status", "=", "selected"), ("stability", "<", UNSTABLE)),
-                where=f"stability < {UNSTABLE}",
+                where=f"stability < {UNSTABLE} in selection.parquet",
             ),
-            said="are selected in less than half of the repetitions",
+            said=f"would be selected in less than half of {facts['draws']:,} draws of the queries (a row stays in "
+            f"{facts['mean']:.0%} of them on average): they hang on single queries, of which more would help",
         )
 
 

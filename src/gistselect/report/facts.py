@@ -82,9 +82,12 @@ class MethodFacts:
     """(n_scored,) best target of each row, as a place in `targets`."""
     targets: tuple[str, ...]
     measured: Mapping[str, NDArray[np.floating]]
-    """(n_scored,) numbers of each row: n_tokens, n_cut, captured_energy, …"""
+    """(n_scored,) numbers of each row: n_tokens, n_cut, captured_energy, …; `stability` is NaN of rows that were not
+    selected."""
     null: Mapping[str, Mapping[str, float] | None]
     """Target → quantile → score that rows without signal reach."""
+    stability: Mapping[str, Any] = field(default_factory=dict)
+    """`draws`, `mean` and `selector`, or the `reason` for which it is not measured; empty if that was left out."""
     spectra: Mapping[str, Any] = field(default_factory=dict)
     """Content of subspace.json; empty for methods without a subspace."""
 

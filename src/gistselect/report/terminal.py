@@ -31,8 +31,11 @@ def reason_lines(
         if len(best) > 1:
             told = ", ".join(f"{visible(name)} {value:.4f}" for name, value in best[:MOST_SCORES])
             yield f"  by target: {told}{', …' if len(best) > MOST_SCORES else ''}"
-        if row.measured:
-            yield "  " + ", ".join(f"{name} {value:,.4g}" for name, value in row.measured.items())
+        measured = dict(row.measured)
+        if (stability := measured.pop("stability", None)) is not None:
+            yield f"  stability: it is selected in {stability:.0%} of the draws of the queries"
+        if measured:
+            yield "  " + ", ".join(f"{name} {value:,.4g}" for name, value in measured.items())
         for name, rank in row.other_ranks.items():
             yield f"  rank {rank:,} by {name}"
     yield from _conversation("The row", row.turns, whole)

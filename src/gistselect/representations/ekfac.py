@@ -64,6 +64,9 @@ class EKFAC(Representation):
         "weighted over checkpoints"
     )
     unscored: ClassVar[str] = NO_GRADIENT
+    not_resampled: ClassVar[str] = (
+        "of a row's gradient it keeps the products with the groups' mean queries alone, not with single queries"
+    )
     score_only: ClassVar[frozenset[str]] = frozenset({"divide_by_norm"})
 
     @property

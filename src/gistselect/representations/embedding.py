@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from gistselect.data.words import text_of
 from gistselect.errors import DataError
+from gistselect.linalg.bootstrap import Mixture, mean_of_cosines
 from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.model.config import ModelConfig
 from gistselect.representations.interface import (
@@ -123,6 +124,10 @@ class Embedding(Representation):
         cosines = cosine_scores(features.values[usable], fit.arrays["query_features"])
         total[usable] = mean_of_columns(cosines, fit.arrays["group"])
         return Scores(values=total)
+
+    def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
+        """Means of cosines; the space of the features knows nothing of the queries."""
+        return mean_of_cosines(fitted.arrays["query_features"], groups, counts)
 
 
 class _Collector:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gistselect.errors import DataError
 from gistselect.groups import METHOD
+from gistselect.linalg.bootstrap import Mixture, cosine_of_means
 from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
@@ -196,6 +197,17 @@ class Gist(GistOptions, Representation):
     def points(self, kept: Features, fitted: Fitted) -> NDArray[np.floating]:
         """Coordinates (n, r) in the subspace of the target."""
         return kept.values @ fitted.arrays["basis"] if self.keep_sketch else kept.values
+
+    def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
+        """Cosines with the mean of the queries drawn, in the subspace of all queries, which is held fixed."""
+        return cosine_of_means(fitted.arrays["query_features"], groups, counts)
+
+    def directed(self, kept: Features, fitted: Fitted) -> FloatArray:
+        """Coordinates at length 1, or with `energy_weighting` at the square root of the captured energy."""
+        rows = super().directed(kept, fitted)
+        if self.energy_weighting:
+            rows *= np.sqrt(_captured_energy(self.points(kept, fitted), kept.measured["gradient_norm"]))[:, None]
+        return rows
 
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Best-target scores of random directions in the same subspaces."""

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from gistselect.linalg.bootstrap import Mixture
 from gistselect.linalg.hashing import fingerprints
-from gistselect.linalg.similarity import cosines
+from gistselect.linalg.similarity import cosines, units
 from gistselect.types import Example, Record
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class Representation(BaseModel, ABC):
     """Why a row of this representation can have no score, and the remedy."""
     score_only: ClassVar[frozenset[str]] = frozenset()
     """Options that only the scores depend on, not what is kept of a row."""
+    not_resampled: ClassVar[str] = "its scores do not follow from what is kept of single queries"
+    """Why `resampled` has nothing to say, where that is so."""
     former: ClassVar[Mapping[str, str]] = {}
     """Options that are no more, each with what stands in its place."""
     has_points: ClassVar[bool] = False
@@ -249,6 +252,23 @@ class Representation(BaseModel, ABC):
         """Best scores (n_draws,) of rows without signal, where there is such a model of chance."""
         return None
 
+    def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture | None:
+        """What stands for each group had each query been drawn `counts` (n_draws, n_query) times, instead of once.
+
+        `groups` (n_query,) is the score column of each query. None where that would take new gradients, trainings or a
+        reading of the pool; see `not_resampled`.
+        """
+        return None
+
+    @property
+    def can_be_resampled(self) -> bool:
+        """Whether `resampled` says anything."""
+        return type(self).resampled is not Representation.resampled
+
+    def directed(self, kept: Features, fitted: Fitted) -> FloatArray:
+        """Rows (n, d) whose inner products with the mixtures of `resampled` are their scores at a checkpoint."""
+        return units(self.points(kept, fitted))
+
     def nearness(self, features: Features, fitted: Fitted) -> FloatArray | None:
         """How near rows are to single queries (n, n_query), to explain a score; None where they are not told apart.
 
@@ -269,6 +289,7 @@ class ScoredText(Representation, ABC):
     """A representation of text that keeps nothing of a row but its scores."""
 
     reads: ClassVar[Reads] = "text"
+    not_resampled: ClassVar[str] = "it keeps a row's scores alone, and other queries would need its text again"
 
     def width(self, n_queries: int) -> int:
         """One number for each group; at most one a query."""

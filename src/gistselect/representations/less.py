@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gistselect.errors import ConfigError, DataError
-from gistselect.linalg.similarity import cosine_scores, mean_of_columns, null_products, share_in_span
+from gistselect.linalg.bootstrap import Mixture, mean_of_cosines
+from gistselect.linalg.similarity import cosine_scores, mean_of_columns, null_products, share_in_span, units
 from gistselect.model.engine_config import AdamConfig, ProjectionConfig
 from gistselect.representations.interface import (
     NO_GRADIENT,
@@ -125,17 +126,21 @@ class Less(Representation):
         energy = np.full(len(usable), np.nan)
         total[usable] = energy[usable] = 0.0
         for one, fit, weight in zip(shard, fitted, weights, strict=True):
-            queries = _unit(fit.arrays["query_features"])
+            queries = units(fit.arrays["query_features"])
             cosines = cosine_scores(one.values[usable], fit.arrays["query_features"])
             total[usable] += weight * mean_of_columns(cosines, fit.arrays["group"])
             energy[usable] += weight * share_in_span(cosines, queries @ queries.T, np.ones(len(cosines)))
         return Scores(values=total, columns={"captured_energy": energy})
 
+    def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
+        """Means of cosines; the space of the features knows nothing of the queries."""
+        return mean_of_cosines(fitted.arrays["query_features"], groups, counts)
+
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Best scores (n_draws,) of random directions among the projected updates."""
         total = 0.0
         for fit, weight in zip(fitted, weights, strict=True):
-            means = mean_of_columns(_unit(fit.arrays["query_features"]).T, fit.arrays["group"]).T
+            means = mean_of_columns(units(fit.arrays["query_features"]).T, fit.arrays["group"]).T
             total = total + weight * null_products(means, rng)
         return np.asarray(total).max(axis=1)
 
@@ -151,9 +156,3 @@ class LessAdam(Less):
     )
     former: ClassVar[Mapping[str, str]] = {}
     adam: ClassVar[AdamConfig] = AdamConfig(direction="adam")
-
-
-def _unit(vectors: NDArray[np.floating]) -> FloatArray:
-    """The vectors (n, d), none of them 0, at length 1, in float64."""
-    precise = vectors.astype(np.float64)
-    return precise / np.linalg.norm(precise, axis=1, keepdims=True)

@@ -56,6 +56,7 @@ class LossDrop(Representation):
         "on the target's queries takes away"
     )
     unscored: ClassVar[str] = "its loss is zero or not finite; check the row's text, or use --dtype float32"
+    not_resampled: ClassVar[str] = "other queries would need other trainings"
 
     def width(self, n_queries: int) -> int:
         return n_queries if self.per == "group" else 1

@@ -53,6 +53,7 @@ class Perplexity(Representation):
         "pool's median; with order=lowest minus the loss, with order=highest the loss; the same for every target"
     )
     unscored: ClassVar[str] = "its loss is not finite; check the row's text, or use --dtype float32"
+    not_resampled: ClassVar[str] = "its score is the same whatever the queries"
 
     @property
     def per_target(self) -> bool:

@@ -46,6 +46,7 @@ class Random(Representation):
     reads: ClassVar[Reads] = "text"
     definition: ClassVar[str] = "uniform draw (0 to 1, no unit; higher is chosen first and means nothing)"
     unscored: ClassVar[str] = "its draw is not finite; this is a defect of gistselect"
+    not_resampled: ClassVar[str] = "its score is the same whatever the queries"
 
     @property
     def per_target(self) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gistselect.errors import DataError
+from gistselect.linalg.bootstrap import Mixture, mean_of_cosines
 from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.representations.interface import (
     Features,
@@ -76,3 +78,7 @@ class RDS(Representation):
         cosines = cosine_scores(features.values[usable], fit.arrays["query_features"])
         total[usable] = mean_of_columns(cosines, fit.arrays["group"])
         return Scores(values=total)
+
+    def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
+        """Means of cosines; the space of the features knows nothing of the queries."""
+        return mean_of_cosines(fitted.arrays["query_features"], groups, counts)

@@ -35,6 +35,7 @@ OTHERS = {
     "tokens": "the pool as tokens",
     "scores": "scores of other options",
     "selection": "selections of other options",
+    "stability": "how stable selections of other options are",
     "train": "trained models of the comparison",
 }
 """Stages of which what the last command used is kept with the scores."""
@@ -168,7 +169,7 @@ def _results(run: FinishedRun) -> set[str]:
         if artifact.is_complete:
             names.add(artifact.facts["training"])
     shown = [method.selection_file.read_bytes() for method in run.methods]
-    for made in (run.folder / STORE).glob(f"selection-*/{SELECTION}"):
+    for made in (run.folder / STORE).glob(f"*/{SELECTION}"):
         if made.read_bytes() in shown:
             names.add(made.parent.name)
     return names | {run.results[name] for name in ("records", "tokens") if name in run.results}

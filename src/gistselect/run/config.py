@@ -62,6 +62,10 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
     encoder: Annotated[str | None, Parameter(group=METHOD)] = None
     """Folder or hub id of the text encoder of --representation embedding."""
 
+    stability_draws: Annotated[int, Parameter(group=METHOD)] = Field(default=100, ge=0)
+    """Times that the targets' queries are drawn anew, with replacement within their groups, to see how often each
+    selected row stays selected; 0 leaves that out. No gradient is taken again, and no other result depends on it."""
+
     adapter: Annotated[Path | None, Parameter(group=WARMUP)] = None
     """PEFT adapter folder to take gradients at; skips the warm-up."""
     checkpoints: Annotated[tuple[Path, ...], many(WARMUP)] = ()

@@ -18,7 +18,8 @@ from gistselect.run.ingest import RecordRows
 from gistselect.run.methods import Method
 from gistselect.run.plan import Plan
 from gistselect.run.scoring import QUARANTINE, SCORES
-from gistselect.run.store import INPUTS, Artifact
+from gistselect.run.stability import COLUMN as STABILITY
+from gistselect.run.store import INPUTS, Artifact, read_names, read_table
 from gistselect.run.targets import Target
 from gistselect.run.warmup import WarmUp
 
@@ -49,8 +50,6 @@ def _method(method: Method, plan: Plan, folder: Path) -> dict[str, Any]:
         chosen = {"selection": selection.folder.name, "overlap": plan.overlaps.of(selection).folder.name}
     return {
         "label": method.label,
-        "title": method.representation.title,
-        "definition": method.representation.definition,
         "folder": method.folder.relative_to(folder).as_posix(),
         "scores": method.score.artifact.folder.name,
         **chosen,
@@ -94,6 +93,8 @@ class FinishedMethod:
     label: str
     title: str
     definition: str
+    stability: Mapping[str, Any]
+    """Facts of stage `stability`; empty if that was left out."""
     folder: Path
     place: str
     """Of `folder` within the run folder."""
@@ -111,6 +112,14 @@ class FinishedMethod:
     @property
     def selection_file(self) -> Path:
         return self.folder / SELECTION
+
+    @property
+    def stability_of_rows(self) -> dict[int, float]:
+        """Share of the draws in which each selected pool row is selected; empty where that was not measured."""
+        if STABILITY not in read_names(self.selection_file):
+            return {}
+        table = read_table(self.selection_file, ["row", STABILITY]).drop_null()
+        return dict(zip(table["row"].to_pylist(), table[STABILITY].to_pylist(), strict=True))
 
     @property
     def quarantine_file(self) -> Path:
@@ -153,8 +162,9 @@ class FinishedRun:
         found = [
             FinishedMethod(
                 label=one["label"],
-                title=one["title"],
-                definition=one["definition"],
+                title=self.manifest["methods"][one["label"]]["title"],
+                definition=self.manifest["methods"][one["label"]]["score"],
+                stability=self.manifest["methods"][one["label"]].get("stability", {}),
                 folder=self.folder / one["folder"],
                 place=one["folder"],
                 scores=self.stored(one["scores"]),

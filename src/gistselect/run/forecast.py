@@ -99,7 +99,7 @@ def _artifacts(plan: Plan) -> list[Artifact]:
         if plan.goes_to("score"):
             found += [method.score.artifact, *([method.agreement.artifact] if method.agreement else [])]
         if plan.goes_to("select"):
-            found.append(method.select.artifact)
+            found += [method.select.artifact, *([method.stability.artifact] if method.stability else [])]
     return found
 
 

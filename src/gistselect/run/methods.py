@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gistselect.data.pool import Pool
 from gistselect.representations.interface import Representation
@@ -16,6 +17,7 @@ from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
 from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.scoring import Score
+from gistselect.run.stability import Stability
 from gistselect.run.store import Store
 from gistselect.run.texts import TextPass
 from gistselect.run.warmup import Given, WarmUp
@@ -34,7 +36,25 @@ class Method:
     score: Score
     agreement: Agreement | None
     select: Select
+    stability: Stability | None
+    """None if the queries are not to be drawn anew."""
     folder: Path
+
+    @property
+    def selection(self) -> Path:
+        """The table of the selection that people get: with its stability, where that is measured."""
+        stability = self.stability if self.stability and self.stability.artifact.is_complete else None
+        return (stability or self.select).artifact / choosing.SELECTION
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the method is and what came of it, for manifest.json."""
+        stability = self.stability.facts if self.stability and self.stability.artifact.is_complete else None
+        return {
+            "title": self.representation.title,
+            "score": self.representation.definition,
+            **({"stability": stability} if stability else {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +96,7 @@ def make_method(
         score=score,
         agreement=_agreement(inputs, columns) if representation.is_approximate else None,
         select=select,
+        stability=Stability.planned(select, draws, config.seed, store) if (draws := config.stability_draws) else None,
         folder=config.output if first else config.output / METHODS / label,
     )
 

@@ -95,8 +95,11 @@ def _carry_out(
             for method in plan.methods:
                 method.select.run(reporter)
                 overlap = plan.overlaps.run(method.select.artifact, method.select.table["row"].to_pylist())
-                publish_selection(method.select, overlap, method.folder)
                 reporter.say(f"{method.select.mix()}\n{overlap_line(overlap.facts)}")
+                if method.stability:
+                    method.stability.run(reporter)
+                    reporter.say(method.stability.told())
+                publish_selection(method, overlap)
         counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
     if plan.compare is not None:
         with clock("train and evaluate"):

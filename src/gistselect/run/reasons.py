@@ -65,6 +65,10 @@ class Explainer:
         return ranks(read_table(self.main.score_file, ["score"])["score"].to_numpy())
 
     @cached_property
+    def _stability(self) -> dict[int, float]:
+        return self.main.stability_of_rows
+
+    @cached_property
     def borderline(self) -> NDArray[np.bool_]:
         """(n_scored,) the best of those that were not selected."""
         left = np.flatnonzero(~self.selected)
@@ -160,6 +164,8 @@ class Explainer:
             for name, value in entry.items()
             if name not in identity and not name.startswith(SCORE) and isinstance(value, int | float)
         }
+        if (stability := self._stability.get(entry["row"])) is not None:
+            measured["stability"] = stability
         elsewhere = {}
         for label, rows, ranked in self._others:
             at = int(np.searchsorted(rows, entry["row"]))

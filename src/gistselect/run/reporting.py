@@ -128,6 +128,10 @@ def _method(method: FinishedMethod) -> MethodFacts:
     table = read_table(method.score_file, ["source", "row", "score", "best_target", *numbers])
     sources, source_names = _codes(table["source"])
     best, targets = _codes(table["best_target"], [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)])
+    measured = {name: table[name].to_numpy() for name in numbers if _is_number(table.schema.field(name).type)}
+    chosen = np.isin(table["row"].to_numpy(), read_table(method.selection_file, ["row"])["row"].to_numpy())
+    if of_row := method.stability_of_rows:
+        measured["stability"] = np.array([of_row.get(row, np.nan) for row in table["row"].to_pylist()])
     subspace = method.folder / SUBSPACE_JSON
     return MethodFacts(
         label=method.label,
@@ -135,13 +139,14 @@ def _method(method: FinishedMethod) -> MethodFacts:
         definition=method.definition,
         folder=method.place,
         scores=table["score"].to_numpy(),
-        selected=np.isin(table["row"].to_numpy(), read_table(method.selection_file, ["row"])["row"].to_numpy()),
+        selected=chosen,
         sources=sources,
         source_names=source_names,
         best_targets=best,
         targets=targets,
-        measured={name: table[name].to_numpy() for name in numbers if _is_number(table.schema.field(name).type)},
+        measured=measured,
         null=method.scores.facts.get("null_score_quantiles", {}) if method.scores.is_complete else {},
+        stability=method.stability,
         spectra=read_json(subspace) if subspace.is_file() else {},
     )
 

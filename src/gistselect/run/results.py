@@ -14,11 +14,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gistselect import __version__
+from gistselect.errors import ArtifactMismatchError
 from gistselect.files import replacing, write_json, write_json_lines
 from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
 from gistselect.report.spectrum import draw_spectrum
 from gistselect.run.cells import FOLDER, load_fit
-from gistselect.run.choosing import REFUSED, SELECTED, SELECTION, Select
+from gistselect.run.choosing import REFUSED, SELECTED, SELECTION
 from gistselect.run.comparing import COMPARISON
 from gistselect.run.contamination import OVERLAP
 from gistselect.run.finished import MANIFEST, described
@@ -26,7 +27,7 @@ from gistselect.run.methods import METHODS, Method
 from gistselect.run.plan import Plan
 from gistselect.run.progress import duration
 from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
-from gistselect.run.store import Artifact, publish
+from gistselect.run.store import Artifact, publish, read_table
 from gistselect.run.targets import Target
 from gistselect.selection.budget import rows_for_budget
 
@@ -42,7 +43,7 @@ def publish_scores(method: Method) -> None:
     What an earlier command left of another selection goes: no file of the folder is about other scores than these.
     Where the fits were cleaned away, what was published of them beside these scores stays.
     """
-    _retract_selection(method.select, method.folder)
+    _retract_selection(method)
     has_fits = all(fit.artifact.is_complete for column in method.columns for fit, _ in column.entries)
     if has_fits or not _is_published(method.score.artifact / SCORES, method.folder / SCORES):
         for name in (SUBSPACE_ARRAYS, SUBSPACE_JSON, SPECTRUM):
@@ -59,12 +60,13 @@ def _is_published(made: Path, shown: Path) -> bool:
     return shown.is_file() and (shown.samefile(made) or filecmp.cmp(made, shown, shallow=False))
 
 
-def publish_selection(select: Select, overlap: Artifact, folder: Path) -> None:
+def publish_selection(method: Method, overlap: Artifact) -> None:
     """selection.parquet and selected.jsonl; refused.parquet if a constraint refused a row, and overlap.parquet if a
     selected row shares a passage with the targets. A comparison of another selection goes."""
-    _retract_selection(select, folder)
-    for name in (SELECTION, SELECTED):
-        publish(select.artifact / name, folder / name)
+    select, folder = method.select, method.folder
+    _retract_selection(method)
+    publish(method.selection, folder / SELECTION)
+    publish(select.artifact / SELECTED, folder / SELECTED)
     for source, there in (
         (select.artifact / REFUSED, bool(select.artifact.facts.get("accounting", {}).get("refused"))),
         (overlap / OVERLAP, overlap.facts["n_rows"] > 0),
@@ -83,11 +85,21 @@ def retract_methods(plan: Plan, output: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _retract_selection(select: Select, folder: Path) -> None:
-    made, shown = select.artifact / SELECTION, folder / SELECTION
-    if shown.exists() and not (made.exists() and filecmp.cmp(made, shown, shallow=False)):
+def _retract_selection(method: Method) -> None:
+    made, shown = method.select.artifact / SELECTION, method.folder / SELECTION
+    if shown.exists() and not (made.exists() and _same_selection(made, shown)):
         for name in (SELECTION, SELECTED, REFUSED, OVERLAP, COMPARISON, REPORT):
-            (folder / name).unlink(missing_ok=True)
+            (method.folder / name).unlink(missing_ok=True)
+
+
+def _same_selection(made: Path, shown: Path) -> bool:
+    """Whether two tables hold the same selection, whatever is said of its stability. What is damaged is another."""
+    try:
+        first, second = read_table(made), read_table(shown)
+    except ArtifactMismatchError:
+        return False
+    names = first.column_names
+    return second.column_names[: len(names)] == names and first.equals(second.select(names))
 
 
 def write_rejected_queries(targets: Sequence[Target], folder: Path) -> None:
@@ -168,10 +180,7 @@ def write_manifest(
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "seed": seed,
             **plan.described,
-            "methods": {
-                method.label: {"title": method.representation.title, "score": method.representation.definition}
-                for method in plan.methods
-            },
+            "methods": {method.label: method.described for method in plan.methods},
             "pool": plan.candidates.facts,
             "results": described(plan, folder),
             "selections": _selections(plan) if plan.goes_to("select") else {},

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gistselect.linalg.similarity import units
 from gistselect.representations.interface import Features, Fitted
+from gistselect.run import ingest
 from gistselect.run.cells import Cell, load_fit
-from gistselect.run.ingest import SHARD_ROWS
 from gistselect.run.passes import read_features
 from gistselect.run.scoring import SCORE, SCORES, Score
 from gistselect.run.store import read_batches, read_table
@@ -128,7 +129,7 @@ class ScoredPool:
         for place in self._places:
             pieces = [
                 self._score.representation.points(read_features(place.cell, shard, part), place.fits[0])
-                for shard, part in _by_shard(rows)
+                for shard, part in by_shard(rows)
             ]
             ascending = np.concatenate(pieces) if pieces else np.zeros((0, place.queries[0].shape[1]))
             values = np.empty_like(ascending)
@@ -141,10 +142,13 @@ class ScoredPool:
         representation, weights = self._score.representation, self._score.weights()
         start = 0
         columns = [
-            [(cell, fit, _units(fit)) for fit, cell in ((load_fit(f.artifact), c) for f, c in column.entries)]
+            [
+                (cell, fit, units(fit.arrays["query_features"]))
+                for fit, cell in ((load_fit(one.artifact), cell) for one, cell in column.entries)
+            ]
             for column in self._score.columns
         ]
-        for shard, rows in _by_shard(self.rows):
+        for shard, rows in by_shard(self.rows):
             kept: dict[str, Features] = {}
             blocks = []
             for entries in columns:
@@ -152,7 +156,7 @@ class ScoredPool:
                 for weight, (cell, fit, queries) in zip(weights, entries, strict=True):
                     key = cell.features.key
                     kept[key] = kept.get(key) or read_features(cell, shard, rows)
-                    total += weight * (_normalised(representation.points(kept[key], fit)) @ queries.T)
+                    total += weight * (units(representation.points(kept[key], fit)) @ queries.T)
                 blocks.append(total)
             yield start, np.concatenate(blocks, axis=1)
             start += len(rows)
@@ -175,19 +179,8 @@ class _Place:
         return [fit.arrays["query_features"].astype(np.float64) for fit in self.fits]
 
 
-def _by_shard(rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+def by_shard(rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
     """Ascending pool rows, shard by shard."""
-    shards = rows // SHARD_ROWS
+    shards = rows // ingest.SHARD_ROWS
     numbers, starts = np.unique(shards, return_index=True)
     return list(zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True))
-
-
-def _units(fitted: Fitted) -> FloatArray:
-    return _normalised(fitted.arrays["query_features"])
-
-
-def _normalised(points: NDArray[np.floating]) -> FloatArray:
-    """Rows of length 1 in float64; a row of length 0 stays so, and is orthogonal to all."""
-    points = np.asarray(points, dtype=np.float64)
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    return np.divide(points, norms, out=np.zeros_like(points), where=norms > 0)
