@@ -42,7 +42,7 @@ def variants(smollm2: bool, warmup: Mapping[str, Any], work: Path) -> list[Varia
         ("LESS", "1,024 wide, dense", "less:dimension=1024", False),
         ("rank", "10 directions", "gist:rank=10", False),
         ("rank", "all directions", "gist:rank=1.0", False),
-        ("energy", "weighted by captured energy", "gist:energy_weighting=true", True),
+        ("energy", "weighted by captured energy", "gist:energy_weighting=true", False),
         ("sketch", "8 wide", "gist:sketch=8", False),
         ("sketch", "16 wide", "gist:sketch=16", False),
         ("sketch", "32 wide", "gist:sketch=32", False),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def main(
     data: Path = SHARED / "full",
     smollm2: bool = False,
     questions: tuple[str, ...] = (),
+    lds_only: bool = False,
     seed: int = 0,
     train_seeds: tuple[int, ...] = (0, 1, 2),
     work: Path = WORK,
@@ -83,6 +84,8 @@ def main(
         The real model instead of the embedded one: hours on a CPU, in pieces.
     questions:
         Only these (rank, warm-up, …); the file then holds what was asked for alone.
+    lds_only:
+        Train on no selection of a variant with a pass of its own; it then has an LDS alone.
     seed:
         Names the part of the pool.
     train_seeds:
@@ -101,6 +104,8 @@ def main(
         for one in variants(smollm2, common["warmup"], work / "made")
         if not questions or one.question in (*questions, "reference")
     ]
+    if lds_only:
+        asked = [replace(one, trained=one.trained and not one.options) for one in asked]
     options = {key: value for key, value in common.items() if key not in PLACES}
     made = circumstances(
         f"ablations.py --seed {seed}" + " --smollm2" * smollm2,

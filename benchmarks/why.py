@@ -44,7 +44,7 @@ def main(study: Path, name: str, *, model: str, budget: int = 64, results: Path 
     results:
         Folder for the JSON file.
     """
-    scores = latest(study / "artifacts")
+    scores = first(study / "artifacts")
     columns = {method: read_table(folder / SCORES).sort_by("row") for method, folder in scores.items()}
     known = columns["gist"]
     rows = known["row"].to_numpy()
@@ -72,14 +72,14 @@ def main(study: Path, name: str, *, model: str, budget: int = 64, results: Path 
     )
 
 
-def latest(artifacts: Path) -> dict[str, Path]:
-    """The newest finished scores of each representation; a weighted variant of GIST is another question."""
+def first(artifacts: Path) -> dict[str, Path]:
+    """The scores of each representation that were finished first: those of the study, before any variant of them."""
     done = sorted(artifacts.glob("scores-*/complete.json"), key=lambda path: path.stat().st_mtime)
     found = {}
     for path in done:
         inputs = read_json(path.parent / "inputs.json")
         if not (inputs["options"].get("energy_weighting") or inputs["options"].get("divide_by_norm")):
-            found[inputs["representation"]] = path.parent
+            found.setdefault(inputs["representation"], path.parent)
     return found
 
 
