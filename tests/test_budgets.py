@@ -21,6 +21,8 @@ from gistselect.run.arms import Arm, Recipe
 from gistselect.run.config import RunConfig
 from gistselect.run.plan import make_plan
 from gistselect.run.sources import Sources
+from gistselect.run.validate_config import ValidateConfig
+from gistselect.selection.options import SelectionOptions
 from gistselect.types import Message, Record
 from tiny_runs import RecordingReporter, ids, row, run, write_rows
 
@@ -209,6 +211,18 @@ def test_impossible_limits_stop_before_any_score(base: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="1 more than"):
         run(base, source_min=["a=11"])
     assert not list(base["output"].glob("artifacts/features-*"))
+
+
+def test_a_budget_in_tokens_without_a_model_stops_before_the_pool_is_read(base: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--budget 2k-tokens counts the tokens of a language model; give --model"):
+        make_plan(RunConfig.from_values({**base, "budget": "2k-tokens"}), "select", None)
+
+
+def test_a_planted_pool_is_scored_without_constraints(base: dict[str, Any], tmp_path: Path) -> None:
+    """Its sources are others than the pool's."""
+    constrained = {"source_min": ["a=2"], "dedup": "near", "decontaminate": base["target"], "selector": "round_robin"}
+    planted = ValidateConfig.from_values({**base, **constrained}).planted(tmp_path, ["t.jsonl"], ())
+    assert planted.selection == SelectionOptions(budget=1)
 
 
 def test_options_that_are_not_used_add_nothing_to_a_key(base: dict[str, Any]) -> None:

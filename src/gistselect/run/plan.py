@@ -25,7 +25,7 @@ from gistselect.run.store import Store
 from gistselect.run.targets import Target, load_tasks, queries
 from gistselect.run.texts import TextPass
 from gistselect.run.warmup import Given, WarmUp
-from gistselect.selection.budget import parse_budget
+from gistselect.selection.budget import no_tokens, parse_budget
 
 if TYPE_CHECKING:
     from gistselect.data.pool import Pool
@@ -89,7 +89,9 @@ class _Planner:
         self.representations = {**config.representations, **(config.rivals if self.trains else {})}
         reads = {one.reads for one in self.representations.values()}
         self.needs_checkpoints = "gradient" in reads
-        counts_tokens = config.model is not None and parse_budget(config.budget).unit != "rows"
+        counts_tokens = parse_budget(config.budget).unit != "rows"
+        if counts_tokens and config.model is None:
+            raise ConfigError(no_tokens(config.budget))
         scores_with_model = counts_tokens or bool(reads & {"hidden", "gradient"})
         trains_itself = self.trains and config.finetune_model is None
         self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)

@@ -13,6 +13,7 @@ from gistselect.data.config import ReadOptions
 from gistselect.groups import EVALUATION, many
 from gistselect.run.config import DRAWN, RunConfig
 from gistselect.run.warmup import Placed
+from gistselect.selection.options import SelectionOptions
 
 Measure = Literal["lds", "qld", "planted"]
 VALIDATE_YAML = "validate.yaml"
@@ -48,8 +49,8 @@ class ValidateConfig(RunConfig):
 
     def planted(self, folder: Path, targets: Sequence[str], placed: Sequence[Placed]) -> RunConfig:
         """A run in `folder` that scores its planted pool for its targets, at the checkpoints of this one."""
-        # The planted files are chat rows of our own, however the user's files are read.
-        own = RunConfig.model_fields.keys() - ReadOptions.model_fields.keys()
+        # The planted files are chat rows of our own, however the user's files are read; nothing of them is selected.
+        own = RunConfig.model_fields.keys() - ReadOptions.model_fields.keys() - SelectionOptions.model_fields.keys()
         shared = {name: getattr(self, name) for name in own}
         given = [one.adapter for one in placed if one.adapter]
         inputs = folder / "inputs"
