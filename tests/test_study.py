@@ -12,7 +12,7 @@ import pytest
 
 from gistselect.cli import main
 from gistselect.errors import ConfigError
-from gistselect.report.study import Dot, cost_chart, interval_chart
+from gistselect.report.figures import Dot, cost_chart, interval_chart
 from gistselect.run.study import Study, run_study
 from gistselect.run.study_config import StudyConfig
 from gistselect.run.study_report import markdown

@@ -6,7 +6,7 @@ Each element has a colour of its own, for the file, and a class, by which a page
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gistselect.report.inert import inert
@@ -65,6 +65,8 @@ class Plot:
     x: tuple[float, float]
     y: tuple[float, float]
     legend: Sequence[str] = ()
+    x_text: Callable[[float], str] = field(default_factory=lambda: number)
+    """What is written at a tick of the horizontal axis."""
     counts: bool = False
     """Whether the horizontal axis counts something: no tick stands between two steps."""
     parts: list[str] = field(default_factory=list)
@@ -98,15 +100,7 @@ class Plot:
 
     def svg(self) -> str:
         """The document."""
-        height = HEIGHT + LEGEND_LINE * len(self.legend)
-        opening = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-            f'font-family="system-ui, sans-serif" font-size="12">',
-            f"<title>{inert(self.title)}</title>",
-            f'<rect class="ground" width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            f'<text class="ink" x="{LEFT}" y="22" font-size="15" font-weight="600" fill="#1a1a1a">'
-            f"{inert(self.title)}</text>",
-        ]
+        opening = frame(self.title, HEIGHT + LEGEND_LINE * len(self.legend), left=LEFT)
         middle = (TOP + HEIGHT - BOTTOM) / 2
         closing = [
             f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle" '
@@ -137,9 +131,20 @@ class Plot:
                 continue
             parts.append(
                 f'<text class="tick" x="{self.across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" '
-                f'fill="#555555">{number(x)}</text>'
+                f'fill="#555555">{self.x_text(x)}</text>'
             )
         return parts
+
+
+def frame(title: str, height: float, left: float = 16) -> list[str]:
+    """The first elements of every chart: the document, its ground and its title."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12">',
+        f"<title>{inert(title)}</title>",
+        f'<rect class="ground" width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text class="ink" x="{left}" y="22" font-size="15" font-weight="600" fill="#1a1a1a">{inert(title)}</text>',
+    ]
 
 
 def stroke(index: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistselect.report.charts import RIGHT, WIDTH, Plot, extent, fill, number, stroke
+from gistselect.report.charts import RIGHT, WIDTH, Plot, extent, fill, frame, number, stroke, ticks
 from gistselect.report.inert import inert
 
 BINS = 40
@@ -66,13 +67,7 @@ def bar_chart(names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]
     height = BAR_TOP + group * len(names) + 8
     most = max([share for _, shares in series for share in shares], default=1.0) or 1.0
     span = WIDTH - NAME_WIDTH - RIGHT - 60
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="12">',
-        f"<title>{inert(title)}</title>",
-        f'<rect class="ground" width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text class="ink" x="16" y="22" font-size="15" font-weight="600" fill="#1a1a1a">{inert(title)}</text>',
-    ]
+    parts = frame(title, height)
     for index, (name, _) in enumerate(series):
         parts.append(
             f'<rect {fill(index)} x="{NAME_WIDTH + 150 * index}" y="34" width="12" height="10"/>'
@@ -132,36 +127,102 @@ def density_chart(
     return plot.svg()
 
 
-def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str) -> str:
-    """Means with their intervals (name, mean, low, high), one below the other."""
-    low, high = extent([value for _, *values in rows for value in values])
-    margin = 0.06 * (high - low)
-    low, high = low - margin, high + margin
-    height = BAR_TOP + 28 * len(rows) + 30
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """An estimate with its interval."""
 
-    def at(value: float) -> float:
-        return NAME_WIDTH + (value - low) / (high - low) * (WIDTH - NAME_WIDTH - RIGHT - 50)
+    name: str
+    mean: float
+    low: float
+    high: float
+    kind: str = ""
+    """What shares a colour: a budget, a method."""
+    at: float = 0.0
+    """Where it stands on the other axis, if there is one."""
+
+
+def interval_chart(dots: Sequence[Dot], *, title: str, x_label: str, reference: float | None = None) -> str:
+    """Means with their intervals, one below the other; a dashed line at `reference`, a legend of several kinds."""
+    low, high = _with_margin(dots)
+    kinds = _kinds(dots)
+    top = BAR_TOP - 8 + 14 * (len(kinds) > 1)
+    height = top + 28 * len(dots) + 38
+    right, foot = WIDTH - RIGHT - 50, height - 38
+
+    def across(value: float) -> float:
+        return NAME_WIDTH + (value - low) / (high - low) * (right - NAME_WIDTH)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="12">',
-        f"<title>{inert(title)}</title>",
-        f'<rect class="ground" width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text class="ink" x="16" y="22" font-size="15" font-weight="600" fill="#1a1a1a">{inert(title)}</text>',
+        *frame(title, height),
         f'<text class="label" x="{(NAME_WIDTH + WIDTH) / 2}" y="{height - 8}" text-anchor="middle" fill="#333333">'
         f"{inert(x_label)}</text>",
     ]
-    for index, (name, mean, lower, upper) in enumerate(rows):
-        line = BAR_TOP - 8 + 28 * index
+    for value in ticks(low, high):
+        parts.append(
+            f'<text class="tick" x="{across(value):.1f}" y="{height - 22}" text-anchor="middle" fill="#555555">'
+            f"{number(value)}</text>"
+        )
+    if reference is not None and low <= reference <= high:
+        at = across(reference)
+        parts.append(
+            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 12}" y2="{foot}" stroke="#1a1a1a" '
+            'stroke-dasharray="3 3"/>'
+        )
+    for index, one in enumerate(dots):
+        line, series = top + 28 * index, kinds.index(one.kind)
         parts.append(
             f'<text class="ink" x="{NAME_WIDTH - 10}" y="{line + 4}" text-anchor="end" fill="#1a1a1a">'
-            f"{inert(shortened(name))}</text>"
-            f'<line class="grid" x1="{NAME_WIDTH}" x2="{WIDTH - RIGHT - 50}" y1="{line}" y2="{line}" stroke="#e3e3e3"/>'
-            f'<line {stroke(0)} x1="{at(lower):.1f}" x2="{at(upper):.1f}" y1="{line}" y2="{line}" stroke-width="3"/>'
-            f'<circle {fill(1)} cx="{at(mean):.1f}" cy="{line}" r="5"/>'
-            f'<text class="tick" x="{WIDTH - RIGHT - 42}" y="{line + 4}" fill="#555555">{number(mean)}</text>'
+            f"{inert(shortened(one.name))}</text>"
+            f'<line class="grid" x1="{NAME_WIDTH}" x2="{right}" y1="{line}" y2="{line}" stroke="#e3e3e3"/>'
+            f'<line {stroke(series)} x1="{across(one.low):.1f}" x2="{across(one.high):.1f}" y1="{line}" y2="{line}" '
+            'stroke-width="3"/>'
+            f'<circle {fill(series)} cx="{across(one.mean):.1f}" cy="{line}" r="5"/>'
+            f'<text class="tick" x="{right + 8}" y="{line + 4}" fill="#555555">{number(one.mean)}</text>'
         )
+    if len(kinds) > 1:
+        for index, kind in enumerate(kinds):
+            x = 16 + 150 * index
+            parts.append(
+                f'<rect {fill(index)} x="{x}" y="31" width="12" height="8"/>'
+                f'<text class="ink" x="{x + 18}" y="39" fill="#1a1a1a">{inert(kind)}</text>'
+            )
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def cost_chart(dots: Sequence[Dot], *, title: str, x_label: str, y_label: str) -> str:
+    """Estimates with intervals over what they cost, on a logarithmic axis; `at` must be positive."""
+    costs = [math.log10(one.at) for one in dots]
+    kinds = _kinds(dots)
+    plot = Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x=(min(costs) - 0.1, max(costs) + 0.1),
+        y=_with_margin(dots),
+        legend=kinds if len(kinds) > 1 else (),
+        x_text=lambda power: number(10**power),
+    )
+    for one, cost in zip(dots, costs, strict=True):
+        x, series = plot.across(cost), kinds.index(one.kind)
+        side, anchor = (8, "start") if x < 0.7 * WIDTH else (-8, "end")
+        plot.add(
+            f'<line {stroke(series)} x1="{x:.1f}" x2="{x:.1f}" y1="{plot.down(one.low):.1f}" '
+            f'y2="{plot.down(one.high):.1f}" stroke-width="2"/>'
+            f'<circle {fill(series)} cx="{x:.1f}" cy="{plot.down(one.mean):.1f}" r="4.5"/>'
+            f'<text class="ink" x="{x + side:.1f}" y="{plot.down(one.mean) - 6:.1f}" text-anchor="{anchor}" '
+            f'fill="#1a1a1a">{inert(one.name)}</text>'
+        )
+    return plot.svg()
+
+
+def _kinds(dots: Sequence[Dot]) -> list[str]:
+    return list(dict.fromkeys(one.kind for one in dots))
+
+
+def _with_margin(dots: Sequence[Dot]) -> tuple[float, float]:
+    """Lowest and highest value of all intervals, with some room."""
+    low, high = extent([value for one in dots for value in (one.low, one.mean, one.high)])
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
 def shortened(name: str) -> str:

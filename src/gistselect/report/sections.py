@@ -11,7 +11,7 @@ from gistselect.report.accounting import accounting
 from gistselect.report.alerts import Link, quoted, share
 from gistselect.report.charts import Line, line_chart
 from gistselect.report.facts import Curve, MethodFacts, RunFacts
-from gistselect.report.figures import bar_chart, density_chart, histogram, histogram_chart, interval_chart
+from gistselect.report.figures import Dot, bar_chart, density_chart, histogram, histogram_chart, interval_chart
 from gistselect.report.parts import Cell, Section, Table
 
 SHOWN_SOURCES, SHOWN_TARGETS, SHOWN_CURVES = 12, 30, 8
@@ -36,21 +36,21 @@ def sections(run: RunFacts, others: Sequence[RunFacts], shared: Sequence[float])
 
 def _verdict(number: int, comparison: Mapping[str, Any]) -> Section:
     task, metric = comparison["task"], comparison["metric"]
-    rows = [
-        (row["arm"], row["interval"]["mean"], row["interval"]["low"], row["interval"]["high"])
+    dots = [
+        Dot(name=row["arm"], **{name: row["interval"][name] for name in ("mean", "low", "high")})
         for row in comparison["rows"]
     ]
     table = Table(
         head=("arm", "mean", f"{comparison['level']:.0%} interval", "trainings", "selecting took", "STR"),
         rows=tuple(
             (
-                name,
-                f"{mean:.4f}",
-                f"{low:.4f} to {high:.4f}",
-                str(row["n_runs"]) if name != "before" else "none",
+                dot.name,
+                f"{dot.mean:.4f}",
+                f"{dot.low:.4f} to {dot.high:.4f}",
+                str(row["n_runs"]) if dot.name != "before" else "none",
                 *_cost(row.get("cost")),
             )
-            for (name, mean, low, high), row in zip(rows, comparison["rows"], strict=True)
+            for dot, row in zip(dots, comparison["rows"], strict=True)
         ),
     )
     return Section(
@@ -58,7 +58,7 @@ def _verdict(number: int, comparison: Mapping[str, Any]) -> Section:
         title=f"Verdict: {metric} on {task}",
         lead=" ".join(f"{one}." for one in comparison["verdicts"])
         + " STR is the time of selecting over the time of one training on the full pool.",
-        charts=(interval_chart(rows, title=f"{task}, held-out {metric}", x_label=f"{metric} (mean and interval)"),),
+        charts=(interval_chart(dots, title=f"{task}, held-out {metric}", x_label=f"{metric} (mean and interval)"),),
         tables=((f"Held-out {metric} of every arm", table),),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gistselect.files import replacing
-from gistselect.report.study import Dot, cost_chart, interval_chart
+from gistselect.report.figures import Dot, cost_chart, interval_chart
 
 SHOWN_SOURCES = 5
 Finding = Mapping[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gistselect.files import replacing
-from gistselect.report.study import Dot, interval_chart
+from gistselect.report.figures import Dot, interval_chart
 
 MEANINGS = {
     "LDS": "rank correlation of predicted and real target loss over random subsets; 1 is perfect, 0 is chance",
