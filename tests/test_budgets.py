@@ -19,7 +19,9 @@ from gistselect.errors import ConfigError
 from gistselect.run import constraints, ingest, texts
 from gistselect.run.arms import Arm, Recipe
 from gistselect.run.config import RunConfig
+from gistselect.run.finished import FinishedRun
 from gistselect.run.plan import make_plan
+from gistselect.run.reasons import Explainer
 from gistselect.run.sources import Sources
 from gistselect.run.validate_config import ValidateConfig
 from gistselect.selection.options import SelectionOptions
@@ -170,6 +172,8 @@ def test_contamination_is_counted_always_and_left_out_on_request(base: dict[str,
     assert not (output / "overlap.parquet").exists()
     refused = pq.read_table(output / "refused.parquet").to_pylist()
     assert {(one["id"], one["row"]) for one in refused} == {("row 10", 10), ("row 30", 30)}
+    reasons = Explainer(FinishedRun.open(output)).find(row=30)
+    assert reasons.reason == "refused: they share a passage with an item (--decontaminate)"
     run(base, decontaminate="none")
     assert not (output / "refused.parquet").exists()
 
