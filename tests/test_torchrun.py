@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from gistselect.__main__ import main
 from gistselect.errors import ConfigError
 from gistselect.files import read_json
 from gistselect.training import ranks
@@ -182,3 +183,16 @@ def test_a_process_among_several_that_nobody_leads_is_refused(monkeypatch: pytes
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="torchrun"):
         ranks.current()
+
+
+def test_an_environment_of_several_processes_that_is_not_whole_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As some schedulers set it, without anyone who would answer."""
+    for name in ranks.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "not RANK" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from gistselect import cli
-from gistselect.terminal import quiet_libraries
+from gistselect.errors import GistSelectError
+from gistselect.terminal import Terminal, quiet_libraries
 from gistselect.training import ranks
 
 
@@ -11,14 +14,19 @@ def main() -> None:
     """Entry point; see `cli.main`."""
     if ranks.n_processes() == 1:
         cli.main()
-    elif ranks.is_first():
-        with ranks.leading():
-            cli.main()
-    else:
-        from gistselect.training.train import carry_out
+        return
+    try:
+        if ranks.is_first():
+            with ranks.leading():
+                cli.main()
+        else:
+            from gistselect.training.train import carry_out
 
-        quiet_libraries()
-        ranks.follow(carry_out)
+            quiet_libraries()
+            ranks.follow(carry_out)
+    except GistSelectError as error:  # of the processes among each other; those of a command are said by it
+        Terminal(stderr=True).print(f"gistselect: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,7 +108,7 @@ class WarmUp:
         with reporter.step("warm-up", total=self.n_steps, unit="steps") as step:
             self.train(step.reach)
 
-    @property
+    @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Pool rows (n,) of the sample."""
         usable = self.tokens.columns(["row"])["row"].to_numpy()
