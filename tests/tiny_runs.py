@@ -27,7 +27,10 @@ CONTRACT = {
     "manifest.json",
     "queries.jsonl",
     "report.html",
+    "events.jsonl",
 }
+TIMED = {"manifest.json", "run.yaml", "report.html", "events.jsonl"}
+"""Files of the contract that hold times or paths."""
 WARMUP = {"epochs": 2, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 4, "alpha": 8}}
 
 
@@ -85,9 +88,9 @@ class RecordingReporter(SilentReporter):
         self.said.append(text)
 
     @contextmanager
-    def step(self, name: str, total: int | None, unit: str) -> Iterator[Step]:
+    def step(self, name: str, total: int | None, unit: str, **more: Any) -> Iterator[Step]:
         done = self.steps_done.setdefault(name, [])
-        with super().step(name, total, unit) as step:
+        with super().step(name, total, unit, **more) as step:
             advance = step.advance
             step.advance = lambda amount: (advance(amount), done.append(step.done))[0]
             self.last[name] = step
@@ -96,7 +99,7 @@ class RecordingReporter(SilentReporter):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The contract's files but for those that hold times or paths."""
-    return {name: (folder / name).read_bytes() for name in CONTRACT - {"manifest.json", "run.yaml", "report.html"}}
+    return {name: (folder / name).read_bytes() for name in CONTRACT - TIMED}
 
 
 def adapter_of(folder: Path) -> Path:

@@ -16,12 +16,13 @@ from cyclopts import App, Parameter
 from gistselect import __version__, looking, upkeep
 from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
+from gistselect.loudness import spoken
 from gistselect.run.config import RunConfig, Stage
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
-from gistselect.terminal import Terminal, print_table, quiet_libraries
+from gistselect.terminal import Terminal, print_table
 
 EXAMPLES = """
 Typical use:
@@ -50,7 +51,6 @@ def _run(config: RunConfig, until: Stage | None = None) -> None:
     from gistselect.run.pipeline import execute
     from gistselect.run.progress import Reporter
 
-    quiet_libraries()
     execute(config, Reporter(), last=until)
 
 
@@ -119,7 +119,6 @@ def train(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import train_on_rows
 
-    quiet_libraries()
     train_on_rows(cast("TrainConfig", config), Reporter())
 
 
@@ -144,7 +143,6 @@ def evaluate(
     from gistselect.run.progress import Reporter
     from gistselect.run.standalone import evaluate_model
 
-    quiet_libraries()
     for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
         Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -168,7 +166,6 @@ def compare(*, config: StudyConfig) -> None:
     from gistselect.run.study import run_study
     from gistselect.run.study_report import summary_rows
 
-    quiet_libraries()
     print_table("Held-out results", summary_rows(run_study(config, Reporter()).described()))
 
 
@@ -189,7 +186,6 @@ def validate(*, config: ValidateConfig) -> None:
     from gistselect.run.validating import trust_rows
     from gistselect.run.validating import validate as measure
 
-    quiet_libraries()
     print_table("How far the scores can be trusted", trust_rows(measure(config, Reporter())))
 
 
@@ -238,7 +234,6 @@ def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) 
     from gistselect.bench.measure import bench, format_table
     from gistselect.run.progress import Reporter
 
-    quiet_libraries()
     table = format_table(bench(config or BenchConfig(), Reporter().say))
     Terminal().print(table, markup=False, highlight=False, soft_wrap=True)
 
@@ -256,6 +251,10 @@ upkeep.register(app)
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(help="YAML file of options; flags come on top.")] = None,
+    quiet: Annotated[bool, Parameter(negative="", help="Say only what went wrong.")] = False,
+    verbose: Annotated[
+        bool, Parameter(negative="", help="Also say how things are done, and what libraries warn of.")
+    ] = False,
 ) -> None:
     tokens = tuple(_ENGINE.sub("--engine-kind", token) for token in tokens)
     source = config or _stored_config(tokens)
@@ -263,7 +262,8 @@ def _with_config(
     if source is not None and tokens:
         # Below the command's name: at the top level cyclopts drops keys that are also commands, such as warmup.
         app.config = (cyclopts.config.Dict({tokens[0]: read_yaml(source)}, source=str(source)),)
-    app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    with spoken(quiet=quiet, verbose=verbose):
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def _stored_config(tokens: Sequence[str]) -> Path | None:

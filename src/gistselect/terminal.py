@@ -39,15 +39,3 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row.values()))
     Terminal().print(table)
-
-
-def quiet_libraries() -> None:
-    """Silence what libraries print for their own developers; our progress says more."""
-    import logging
-    import warnings
-
-    from transformers.utils.logging import disable_progress_bar
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    disable_progress_bar()

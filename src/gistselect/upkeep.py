@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from gistselect.run.standalone_config import DoctorConfig
-from gistselect.terminal import Terminal, quiet_libraries
+from gistselect.terminal import Terminal
 
 SIGNS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
 STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
@@ -89,7 +89,6 @@ def doctor(
     """
     from gistselect.run.checkup import examine, is_healthy
 
-    quiet_libraries()
     terminal = Terminal()
     checks = []
     for check in examine(config or DoctorConfig()):

@@ -75,7 +75,11 @@ def attach_adapter(
     `dtype`: "model" for gradients, "float32" for training. Raises `ModelError` without target modules.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+
+    from gistselect.model.hush import hushed
+
+    with hushed():
+        from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
         r=config.rank,
@@ -88,7 +92,8 @@ def attach_adapter(
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[language_model.device] if language_model.device.type == "cuda" else []):
+    devices = [language_model.device] if language_model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), hushed():
         torch.manual_seed(seed)
         try:
             model = get_peft_model(language_model.model, lora, autocast_adapter_dtype=False)
@@ -108,7 +113,11 @@ def load_adapter(
     Raises `ModelError` if this is not a LoRA adapter, or one of another model, or a weight of it is not finite.
     """
     import torch
-    from peft import PeftModel, get_peft_model_state_dict
+
+    from gistselect.model.hush import hushed
+
+    with hushed():
+        from peft import PeftModel, get_peft_model_state_dict
 
     from gistselect.model.soundness import refuse_broken_weights
 
@@ -121,7 +130,8 @@ def load_adapter(
         _check_shape(model, folder, name, shape)
     _compare_names(str(settings.get("base_model_name_or_path") or ""), str(model.name_or_path or ""), folder)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+        with hushed():
+            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         raise ModelError(f"PEFT cannot load the adapter {folder}: {error}") from error
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)

@@ -43,17 +43,20 @@ class TextEncoder:
         """
         from transformers import AutoModel
 
+        from gistselect.model.hush import hushed
+
         self._path = config.path
         self._tokenizer = load_tokenizer(config)
         device = resolve_device(config.device)
         try:
-            model: Any = AutoModel.from_pretrained(
-                config.path,
-                dtype=resolve_dtype(config.dtype, device),
-                use_safetensors=True,
-                revision=config.revision or "main",
-                trust_remote_code=config.trust_remote_code,
-            )
+            with hushed():
+                model: Any = AutoModel.from_pretrained(
+                    config.path,
+                    dtype=resolve_dtype(config.dtype, device),
+                    use_safetensors=True,
+                    revision=config.revision or "main",
+                    trust_remote_code=config.trust_remote_code,
+                )
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"cannot load the encoder {config.path!r}: {error}") from error
         if getattr(model.config, "is_encoder_decoder", False):

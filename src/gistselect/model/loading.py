@@ -45,6 +45,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     import torch
     from safetensors import SafetensorError
 
+    from gistselect.model.hush import hushed
     from gistselect.model.quantized import compute_in, keep_differentiable, placement
     from gistselect.model.soundness import refuse_broken_weights
 
@@ -53,9 +54,10 @@ def load_model(config: ModelConfig) -> LanguageModel:
     dtype = resolve_dtype(config.dtype, device)
     placed = placement(config, stored_quantization(config), dtype, device)
     try:
-        model = _auto_class(config).from_pretrained(
-            config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
-        )
+        with hushed():
+            model = _auto_class(config).from_pretrained(
+                config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load the model {config.path!r}: {error}") from error
     if not placed:

@@ -24,7 +24,7 @@ from gistselect.run.store import Artifact, Store, verify
 from gistselect.selection.baselines import length_matched_rows, random_rows, random_rows_within
 from gistselect.selection.budget import COLUMNS, parse_budget
 from gistselect.streams import Stream, generator
-from gistselect.training.recipe import TrainingConfig, steps_per_epoch
+from gistselect.training.recipe import TrainingConfig, steps_per_epoch, training_amounts
 
 ARM_VERSION = 1
 TRAIN_VERSION = 2
@@ -191,7 +191,8 @@ def train_rows(recipe: Recipe, rows: NDArray[np.int64], seed: int, name: str, re
     """The training on these pool rows (n,) with this seed, done here unless that is so already."""
     training = Training.planned(recipe, rows, seed, name)
     if not training.artifact.is_complete:
-        with reporter.step(f"train on {name}", total=training.n_steps, unit="steps") as step:
+        read = training_amounts(recipe.tokens.lengths(rows), recipe.training.epochs)
+        with reporter.step(f"train on {name}", total=training.n_steps, unit="steps", **read) as step:
             training.train(step.reach)
     return training.artifact
 

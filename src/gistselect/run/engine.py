@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.run.crew import Advanced, Crew, Done, Failed, Joined, Left, Opened
-from gistselect.run.jobs import Job
+from gistselect.run.jobs import Job, rows_of
 from gistselect.run.progress import Reporter, Step
 from gistselect.run.scheduling import Assignment, Limits, Lost, Schedule
 from gistselect.run.sources import Sources
@@ -55,7 +55,10 @@ class Inline:
     def run(self, job: Job, name: str, reporter: Reporter) -> None:
         """See `Engine`."""
         amounts = job.amounts
-        with reporter.step(name, total=sum(amounts), unit=job.unit) as step, self._sources.listening(step.advance):
+        with (
+            reporter.step(name, total=sum(amounts), unit=job.unit, rows=rows_of(job)) as step,
+            self._sources.listening(step.advance),
+        ):
             for index, amount in enumerate(amounts):
                 if not job.pending(index):
                     step.find_done(amount)
@@ -87,7 +90,7 @@ class Scheduled:
             raise ConfigError("a model given as an object cannot leave its process; use --engine inline.")
         amounts = job.amounts
         missing = {index: float(amount) for index, amount in enumerate(amounts) if job.pending(index)}
-        with reporter.step(name, total=sum(amounts), unit=job.unit) as step:
+        with reporter.step(name, total=sum(amounts), unit=job.unit, rows=rows_of(job)) as step:
             step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
             limits = replace(self._limits, seconds=UNHURRIED) if job.takes_its_time else self._limits
             schedule = Schedule(missing, limits)
@@ -97,7 +100,7 @@ class Scheduled:
             said = f"given up after {len(one.failures)} attempts, the last on {one.failures[-1].worker}: "
             said += _brief(one.failures[-1].text)
             if self._quarantine and job.give_up(one.index, said):
-                reporter.say(f"Quarantined: {job.describe(one.index)}, {said}")
+                reporter.warn(f"Quarantined: {job.describe(one.index)}, {said}")
             else:
                 raise _lost_error(job, schedule.lost)
         job.complete()
@@ -115,6 +118,7 @@ def carry_out(schedule: Schedule, crew: Crew, job: Job, picture: _Picture, repor
     for worker in crew.begin(job):
         schedule.join(worker)
     while not schedule.finished:
+        picture.staff(len(schedule.workers))
         for worker in schedule.overdue(crew.now()):
             text = f"no answer within its time limit\n{crew.stop(worker)}"
             _failed(schedule, picture, reporter, Failed(worker=worker, cause="hung", text=text))
@@ -128,7 +132,7 @@ def carry_out(schedule: Schedule, crew: Crew, job: Job, picture: _Picture, repor
                 case Left(worker=worker, text=text):
                     picture.forget(worker)
                     schedule.leave(worker, text)
-                    reporter.say(f"{worker} left; what it was at is done elsewhere. {len(schedule.workers)} remain.")
+                    reporter.warn(f"{worker} left; what it was at is done elsewhere. {len(schedule.workers)} remain.")
                 case Opened(worker=worker):
                     schedule.started(worker, crew.now())
                 case Advanced(worker=worker, amount=amount):
@@ -147,7 +151,7 @@ def _failed(schedule: Schedule, picture: _Picture, reporter: Reporter, event: Fa
     picture.forget(event.worker)
     lost = schedule.failed(event.worker, event.cause, event.text)
     what = "given up" if lost else "done again elsewhere"
-    reporter.say(f"{event.worker} failed ({event.cause}: {_brief(event.text)}); its part is {what}.")
+    reporter.warn(f"{event.worker} failed ({event.cause}: {_brief(event.text)}); its part is {what}.")
 
 
 class _Picture:
@@ -156,6 +160,10 @@ class _Picture:
     def __init__(self, step: Step, amounts: Sequence[int]) -> None:
         self._step, self._amounts = step, amounts
         self._running: dict[str, int] = {}
+
+    def staff(self, n_workers: int) -> None:
+        """So many workers take part now."""
+        self._step.workers = n_workers
 
     def advance(self, worker: str, at: Assignment | None, amount: int) -> None:
         """A worker has read so much more of its part; never more than the part, which may be read several times."""

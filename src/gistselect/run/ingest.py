@@ -168,6 +168,12 @@ class TokenRows(Rows):
         ]
         return table["row"].to_numpy(), examples
 
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens (n,) of the given usable pool rows (n,), in their order."""
+        table = self.columns(["row", "n_tokens"])
+        at = np.searchsorted(table["row"].to_numpy(), rows)
+        return table["n_tokens"].to_numpy()[at].astype(np.int64)
+
     def select(self, rows: Sequence[int]) -> list[Example]:
         """The examples of the given pool rows, in the given order. Raises `DataError` for a row without one."""
         wanted = set(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from gistselect.run.sources import Sources
@@ -55,3 +55,16 @@ class Job(Protocol):
     def complete(self) -> None:
         """Mark the outputs as done. Raises `ArtifactMismatchError` if a part is missing."""
         ...
+
+
+@runtime_checkable
+class CountsRows(Protocol):
+    """A job that counts its parts in something else, and knows how many rows they come to."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+
+def rows_of(job: Job) -> int | None:
+    """Rows that all parts of a job have together; None if it does not say."""
+    return job.n_rows if isinstance(job, CountsRows) else None

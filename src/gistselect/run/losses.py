@@ -97,7 +97,9 @@ def measured_loss(
     """Target loss of one model on the held-out items of one target, measured here unless that is done."""
     one = Measured(recipe=recipe, name=name, adapter=adapter, training=training, targets=(target,))
     if one.missing:
-        with reporter.step(f"{target.queries.target} loss, {name}", total=one.n_items, unit="items") as step:
+        tokens = sum(example.n_tokens for example in target.queries.examples)
+        loss = f"{target.queries.target} loss, {name}"
+        with reporter.step(loss, total=one.n_items, unit="items", tokens=tokens) as step:
             one.measure(step.advance)
     return one.values(target)
 

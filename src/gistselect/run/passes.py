@@ -53,6 +53,11 @@ class Pass:
         return self.source.rows.amounts
 
     @property
+    def n_rows(self) -> int:
+        """Usable rows of the pool."""
+        return self.source.rows.facts["n_usable"]
+
+    @property
     def needs_live_model(self) -> bool:
         """See `SourceSpec`."""
         return self.source.needs_live_model

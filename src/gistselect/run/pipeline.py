@@ -47,11 +47,11 @@ def execute(
     Writes the files of the output contract into the run folder; see docs/architecture.md. Raises `GistSelectError`
     and its kinds, before any work for all that can be known before it.
     """
-    with locked(config.output, config.if_busy, reporter.say), _given_back(live):
+    with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output), _given_back(live):
         plan = needed(make_plan(config, last or config.last_stage, live))
         if not (config.output / RUN_YAML).exists():
             remember(config)
-        clock = Clock()
+        clock = Clock(reporter)
         with opened(config, live) as (engine, sources):
             counts = _carry_out(plan, config, reporter, clock, sources, engine)
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
@@ -156,13 +156,15 @@ def _gradient_sources(features: Features) -> dict[str, Any]:
 
 
 class Clock:
-    """Wall seconds of each stage."""
+    """Wall seconds of each stage, which the reporter is told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
-        yield
+        with self._reporter.stage(stage):
+            yield
         self.seconds[stage] = round(time.monotonic() - started, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from gistselect.data.pool import open_pool, read_records
 from gistselect.data.templates import load_template
 from gistselect.data.tokens import encode
@@ -18,7 +20,7 @@ from gistselect.run.remember import recall
 from gistselect.run.scoring import quarantine_entry
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.training.checkpoints import TrainingResult
-from gistselect.training.recipe import steps_per_epoch
+from gistselect.training.recipe import steps_per_epoch, training_amounts
 from gistselect.training.train import merge_adapter, train
 from gistselect.types import Example, Record, Rejected
 
@@ -36,7 +38,8 @@ def train_on_rows(config: TrainConfig, reporter: Reporter) -> list[TrainingResul
     for seed in config.seeds:
         folder = config.output / f"seed-{seed}"
         n_steps = config.training.epochs * steps_per_epoch(len(examples), config.training.global_batch_size)
-        with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps") as step:
+        read = training_amounts(np.array([one.n_tokens for one in examples]), config.training.epochs)
+        with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps", **read) as step:
             result = train(config.source, examples, config.training, output=folder, seed=seed, progress=step.reach)
         _draw_curve(result, folder / "curve.svg")
         reporter.say(f"  checkpoint: {result.adapter}")

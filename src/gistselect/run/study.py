@@ -109,7 +109,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
 
     Raises `GistSelectError` and its kinds, before any work for all that can be known before it.
     """
-    with locked(config.output, config.if_busy, reporter.say):
+    with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output):
         combinations = config.variants()
         first = combinations[0].config
         shared = config.model_copy(update={"budget": first.budget, "selector": first.selector})
@@ -117,7 +117,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
         if not (config.output / STUDY_YAML).exists():
             remember(config, STUDY_YAML)
         with opened(config, None) as (engine, sources):
-            prepare(together, shared, reporter, Clock(), sources, engine)
+            prepare(together, shared, reporter, Clock(reporter), sources, engine)
             findings: list[Finding] = []
             chosen: list[Chosen] = []
             for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):

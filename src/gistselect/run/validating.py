@@ -63,13 +63,13 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
 
     Raises `GistSelectError` and its kinds, before any work for all that can be known before it.
     """
-    with locked(config.output, config.if_busy, reporter.say):
+    with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output):
         plan = make_plan(config, "evaluate", None)
         if not (config.output / VALIDATE_YAML).exists():
             remember(config, VALIDATE_YAML)
         found: list[Trust] = []
         with opened(config, None) as (engine, sources):
-            prepare(plan, config, reporter, Clock(), sources, engine)
+            prepare(plan, config, reporter, Clock(reporter), sources, engine)
             if {"lds", "qld"} & set(config.measures):
                 for method in plan.methods:
                     method.score.run(reporter)

@@ -24,7 +24,7 @@ from gistselect.run.store import Artifact, Store
 from gistselect.run.trainings import Trainings
 from gistselect.streams import Stream, generator
 from gistselect.training import ranks
-from gistselect.training.recipe import TrainingConfig, steps_per_epoch
+from gistselect.training.recipe import TrainingConfig, steps_per_epoch, training_amounts
 
 VERSION = 2
 
@@ -105,7 +105,8 @@ class WarmUp:
         if engine.elsewhere and ranks.current() is None:
             engine.run(Trainings(parts=(self,)), "warm-up", reporter)
             return
-        with reporter.step("warm-up", total=self.n_steps, unit="steps") as step:
+        read = training_amounts(self.tokens.lengths(self.rows), last)
+        with reporter.step("warm-up", total=self.n_steps, unit="steps", **read) as step:
             self.train(step.reach)
 
     @cached_property

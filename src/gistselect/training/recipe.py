@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from gistselect.model.adapters import AdapterConfig
@@ -46,6 +48,11 @@ class TrainingConfig(BaseModel):
 def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
     """Optimizer steps in one pass; the last may have fewer rows."""
     return math.ceil(n_examples / global_batch_size)
+
+
+def training_amounts(lengths: NDArray[np.integer], epochs: int) -> dict[str, int]:
+    """Rows and tokens that a training of so many epochs reads, of rows of these lengths (n,)."""
+    return {"rows": epochs * len(lengths), "tokens": epochs * int(lengths.sum())}
 
 
 def epoch_order(lengths: Sequence[int], *, global_batch_size: int, seed: int, epoch: int) -> list[int]:
