@@ -181,7 +181,7 @@ def test_a_page_that_cannot_be_written_fails_no_run(
     def refused(folders: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "write_report", refused)
+    monkeypatch.setattr(pipeline, "report_of", refused)
     reporter = RecordingReporter()
     output = run(config, reporter, representation=("bm25",))
     (said,) = [text for text in reporter.said if text.startswith("Warning")]

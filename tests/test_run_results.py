@@ -240,7 +240,8 @@ def test_no_file_of_the_folder_is_about_another_selection(config: dict[str, Any]
     run(config, representation=("bm25",), budget=9, until="score")
     left = {path.name for path in output.iterdir() if path.name not in ("artifacts", ".lock", "methods")}
     assert left == {"scores.parquet", "quarantine.jsonl", "rejected_queries.jsonl", "run.yaml", "manifest.json"} | {
-        "queries.jsonl"
+        "queries.jsonl",
+        "events.jsonl",
     }
     assert list((output / "methods").glob("*")) == []
 

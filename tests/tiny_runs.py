@@ -87,6 +87,9 @@ class RecordingReporter(SilentReporter):
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
     @contextmanager
     def step(self, name: str, total: int | None, unit: str, **more: Any) -> Iterator[Step]:
         done = self.steps_done.setdefault(name, [])

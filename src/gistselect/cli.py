@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast
 import cyclopts
 from cyclopts import App, Parameter
 
-from gistselect import __version__, looking, upkeep
+from gistselect import __version__, looking, planning, upkeep
 from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.loudness import spoken
@@ -245,6 +245,7 @@ _ENGINE = re.compile(r"^--engine(?=$|=)")
 app.meta.suppress_keyboard_interrupt = False
 looking.register(app)
 upkeep.register(app)
+planning.register(app)
 
 
 @app.meta.default
@@ -262,13 +263,16 @@ def _with_config(
     if source is not None and tokens:
         # Below the command's name: at the top level cyclopts drops keys that are also commands, such as warmup.
         app.config = (cyclopts.config.Dict({tokens[0]: read_yaml(source)}, source=str(source)),)
-    with spoken(quiet=quiet, verbose=verbose):
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        with spoken(quiet=quiet, verbose=verbose):
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    finally:
+        app.config = ()
 
 
 def _stored_config(tokens: Sequence[str]) -> Path | None:
     """The options in the output folder, if the command takes one and has been run there before."""
-    stages = dict.fromkeys(("run", "warmup", "features", "score", "select"), RUN_YAML)
+    stages = dict.fromkeys(("run", "plan", "warmup", "features", "score", "select"), RUN_YAML)
     name = {**stages, "compare": STUDY_YAML, "validate": VALIDATE_YAML}.get(tokens[0]) if tokens else None
     if name is None:
         return None

@@ -66,7 +66,7 @@ class Measured:
 
         model = None
         for target in self.missing:
-            model = model or _model(self.recipe, self.adapter)
+            model = model or model_of(self.recipe, self.adapter)
             artifact, queries, told = self.artifact(target), target.queries, 0
 
             def reach(done: int, *_: object) -> None:
@@ -104,7 +104,8 @@ def measured_loss(
     return one.values(target)
 
 
-def _model(recipe: Recipe, trained: Path | None) -> Any:
+def model_of(recipe: Recipe, trained: Path | None) -> Any:
+    """The model to measure, after a training or (None) before any."""
     from gistselect.model.adapters import load_adapter
     from gistselect.model.loading import load_model
 

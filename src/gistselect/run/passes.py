@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.representations.interface import Features, GradientSource, HiddenSource, TextCollector
+from gistselect.representations.interface import Features, GradientSource, HiddenSource, Reads, TextCollector
 from gistselect.run import ingest
 from gistselect.run.cells import Cell
 from gistselect.run.earlier import Stretch, taken
@@ -255,6 +255,11 @@ def _text(source: RecordRows, records: Sequence[Record], collectors: Sequence[Te
 
 
 _RUN: dict[str, Callable[..., Outcome]] = {"gradient": _gradients, "hidden": _hidden, "text": _text}
+
+
+def collect(reads: Reads, source: Any, items: Sequence[Any], collectors: Sequence[Any]) -> Outcome:
+    """What a pass of a kind does with a shard's examples or records, without a file."""
+    return _RUN[reads](source, items, collectors)
 
 
 def _features_table(rows: NDArray[np.int64], values: NDArray[np.floating]) -> pa.Table:

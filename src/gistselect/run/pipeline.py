@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gistselect.run.config import RunConfig, Stage
+from gistselect.report.closing import closing_lines
+from gistselect.run.config import LIVE, RunConfig, Stage
 from gistselect.run.constraints import refuse_impossible
 from gistselect.run.contamination import overlap_line
 from gistselect.run.engine import Engine
@@ -17,10 +18,11 @@ from gistselect.run.finished import write_queries
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
 from gistselect.run.needed import needed
+from gistselect.run.outlook import time_line
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import RUN_YAML, remember
-from gistselect.run.reporting import write_report
+from gistselect.run.reporting import report_of
 from gistselect.run.results import (
     REPORT,
     agreement_lines,
@@ -57,16 +59,18 @@ def execute(
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
         if plan.goes_to("select"):
-            _report(config.output, reporter)
+            _report(config, reporter)
     reporter.say(f"Results are in {config.output}")
 
 
-def _report(folder: Path, reporter: Reporter) -> None:
-    """Write the page. The results that it shows are whole already, so no failure of it is the command's."""
+def _report(config: RunConfig, reporter: Reporter) -> None:
+    """Write the page and say what it comes to. The results are whole already, so no failure of it is the command's."""
+    folder = config.output
     try:
-        write_report([folder])
+        run = report_of(folder)
+        reporter.say("\n".join(closing_lines(run, has_model=config.model not in (None, LIVE))))
     except Exception as error:  # noqa: BLE001 - see above
-        reporter.say(
+        reporter.warn(
             f"Warning: {folder / REPORT} could not be written ({type(error).__name__}: {error}). The results are "
             f"whole; 'gistselect report {folder}' writes it again."
         )
@@ -121,6 +125,8 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
         refuse_impossible(config, plan.candidates)
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
+    if (line := time_line(plan, config)) is not None:
+        reporter.say(line)
     reporter.say(forecast(plan, config))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp) and plan.features.reads_gradients:
         with clock("warmup"):

@@ -43,11 +43,21 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     Raises `ConfigError` for a folder without a selection.
     """
     runs = [gather(FinishedRun.open(folder), with_rows=index == 0) for index, folder in enumerate(folders)]
+    return _write(runs, folders, output or folders[0] / REPORT)
+
+
+def report_of(folder: Path) -> RunFacts:
+    """Write the page of one run into its folder; what it is about."""
+    run = gather(FinishedRun.open(folder))
+    _write([run], [folder], folder / REPORT)
+    return run
+
+
+def _write(runs: list[RunFacts], folders: Sequence[Path], path: Path) -> Path:
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=run.output) for run in runs]
     ids = [_selected_ids(folder) for folder in folders]
     shared = [len(ids[0] & other) / max(1, len(ids[0] | other)) for other in ids]
-    path = output or folders[0] / REPORT
     page = render(runs[0], runs[1:], shared[1:])
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")

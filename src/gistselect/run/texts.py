@@ -92,6 +92,10 @@ class TextPass:
         return self.records.amounts
 
     @property
+    def n_rows(self) -> int | None:
+        return None
+
+    @property
     def needs_live_model(self) -> bool:
         return False
 

@@ -50,6 +50,28 @@ def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
     return math.ceil(n_examples / global_batch_size)
 
 
+def rows_at_once(config: TrainingConfig, share: int) -> int:
+    """Rows of one forward pass on a device whose share of the global batch is so many rows: the most that divide it."""
+    return max(size for size in range(1, min(config.device_batch_size, share) + 1) if share % size == 0)
+
+
+def padded_tokens(lengths: NDArray[np.integer], config: TrainingConfig, *, seed: int, epochs: int) -> int:
+    """Positions that a training of so many epochs computes on one device: rows of these lengths (n,) padded to the
+    longest of their forward pass."""
+    known, total = lengths.tolist(), 0
+    for epoch in range(epochs):
+        order = epoch_order(known, global_batch_size=config.global_batch_size, seed=seed, epoch=epoch)
+        total += int(padded_lengths(lengths[order], config).sum())
+    return total
+
+
+def padded_lengths(lengths: NDArray[np.integer], config: TrainingConfig) -> NDArray[np.integer]:
+    """(n,) positions that each row takes, of rows (n,) in the order in which one device reads them."""
+    size = rows_at_once(config, config.global_batch_size)
+    starts = np.arange(0, len(lengths), size)
+    return np.repeat(np.maximum.reduceat(lengths, starts), size)[: len(lengths)]
+
+
 def training_amounts(lengths: NDArray[np.integer], epochs: int) -> dict[str, int]:
     """Rows and tokens that a training of so many epochs reads, of rows of these lengths (n,)."""
     return {"rows": epochs * len(lengths), "tokens": epochs * int(lengths.sum())}

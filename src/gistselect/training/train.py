@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gistselect.errors import ArtifactMismatchError, ConfigError, DataError, GistSelectError, ModelError
 from gistselect.files import FORBIDDEN, replacing_folder, writable
 from gistselect.model.config import ModelConfig
+from gistselect.model.hush import hushed
 from gistselect.model.live import restored
 from gistselect.training import ranks
 from gistselect.training.checkpoints import TrainingResult, finish, last_checkpoint, resume_state, step_of
@@ -89,7 +90,7 @@ def carry_out(task: Task, among: Ranks | None = None, progress: Progress | None 
     The first process alone writes checkpoints, but for the states of the random generators, which are each one's own.
     """
     language_model = _together(task, among)
-    with restored(language_model.model), _trainable(language_model, task.config, task.seed) as trainable:
+    with hushed(), restored(language_model.model), _trainable(language_model, task.config, task.seed) as trainable:
         trainer = make_trainer(
             trainable, task.examples, task.config, task.output, task.seed, task.last_epoch, progress, among
         )
@@ -130,7 +131,7 @@ def merge_adapter(model_config: ModelConfig, adapter: Path, output: Path) -> Non
     language_model = load_adapter(load_model(model_config), adapter)
     untie_adapted(language_model.model)
     merged: Any = language_model.model
-    with replacing_folder(output) as part:
+    with replacing_folder(output) as part, hushed():
         merged.merge_and_unload().save_pretrained(part)
         language_model.tokenizer.save_pretrained(part)
 

@@ -14,7 +14,7 @@ from gistselect.errors import ConfigError, ModelError
 from gistselect.streams import Stream, generator
 from gistselect.training.checkpoints import MOMENTS, order_names, record, save_moments
 from gistselect.training.ranks import Ranks, filled
-from gistselect.training.recipe import TrainingConfig, epoch_order, steps_per_epoch
+from gistselect.training.recipe import TrainingConfig, epoch_order, rows_at_once, steps_per_epoch
 from gistselect.types import Example
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def _arguments(
             f"global_batch_size={config.global_batch_size} cannot be shared by {arguments.world_size} devices; use "
             "a multiple."
         )
-    arguments.per_device_train_batch_size = max(
-        size for size in range(1, min(config.device_batch_size, share) + 1) if share % size == 0
-    )
+    arguments.per_device_train_batch_size = rows_at_once(config, share)
     arguments.gradient_accumulation_steps = share // arguments.per_device_train_batch_size
     return arguments
 
