@@ -24,7 +24,7 @@ from gistselect.run.store import Artifact, Store
 from gistselect.run.trainings import Trainings
 from gistselect.streams import Stream, generator
 from gistselect.training import ranks
-from gistselect.training.recipe import TrainingConfig, steps_per_epoch, training_amounts
+from gistselect.training.recipe import TrainingConfig, steps_per_epoch
 
 VERSION = 2
 
@@ -105,8 +105,9 @@ class WarmUp:
         if engine.elsewhere and ranks.current() is None:
             engine.run(Trainings(parts=(self,)), "warm-up", reporter)
             return
-        read = training_amounts(self.tokens.lengths(self.rows), last)
-        with reporter.step("warm-up", total=self.n_steps, unit="steps", **read) as step:
+        facts = self.tokens.facts
+        tokens = round(last * n_rows * facts["n_tokens"] / facts["n_usable"])  # of rows of the pool's mean length
+        with reporter.step("warm-up", total=self.n_steps, unit="steps", rows=last * n_rows, tokens=tokens) as step:
             self.train(step.reach)
 
     @cached_property
