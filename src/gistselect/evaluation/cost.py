@@ -33,8 +33,8 @@ class SelectionCost:
     """What one method took from the pool's files to its selection, as if it had run alone."""
 
     seconds: Mapping[str, float]
-    """Wall seconds by stage, summed over workers and attempts: read, tokenise, warm-up, queries, pool, score, select.
-    Of a pass that serves several methods, each is charged what all share, and its own arithmetic."""
+    """Wall seconds by stage, summed over workers and attempts: read, tokenise, warm-up, prefilter, queries, pool,
+    score, select. Of a pass that serves several methods, each is charged what all share, and its own arithmetic."""
     bytes_per_row: float
     """Kept on disk of each usable pool row before it is scored."""
     full_training: FullTraining | None = None

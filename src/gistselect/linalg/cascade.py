@@ -42,10 +42,10 @@ def lost_share(
         return n_sampled - int(np.searchsorted(ascending, best[place - 1], side="right")) if place else 0
 
     def refutes_as_few(lost: int) -> bool:
-        return hypergeom.sf(above(n_selected - lost) - 1, n_rest, lost, n_sampled) <= tail
+        return bool(hypergeom.sf(above(n_selected - lost) - 1, n_rest, lost, n_sampled) <= tail)
 
     def refutes_as_many(lost: int) -> bool:
-        return hypergeom.cdf(above(n_selected - lost + 1), n_rest, lost, n_sampled) <= tail
+        return bool(hypergeom.cdf(above(n_selected - lost + 1), n_rest, lost, n_sampled) <= tail)
 
     # As l grows, the threshold rises, so each condition holds up to some l, or from some l on.
     possible = range(min(n_selected, n_rest) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ LEVELS: tuple[Level, ...] = ("bad", "look", "good")
 
 MUCH_LOST, MUCH_CUT = 0.05, 0.05
 """Shares of the pool from which on a reader should look."""
+MUCH_LEFT_OUT = 0.1
+"""Share of the best rows that a prefilter may leave out before a reader should look."""
 ONE_SOURCE, ONE_LENGTH = 0.8, 0.5
 """Shares of the selection from one source, or from one tenth of the pool's lengths."""
 LOW_ENERGY = 0.01
@@ -54,6 +56,7 @@ def alerts(run: RunFacts) -> list[Alert]:
     """Every check that this run allows, the worst first."""
     found = [
         *_pool(run),
+        *_prefilter(run),
         *_texts(run),
         *_shape(run.main),
         *_scores(run.main),
@@ -78,7 +81,7 @@ def level(share: float, look: float, bad: float = 2.0) -> Level:
 
 def _pool(run: RunFacts) -> Iterator[Alert]:
     n_scored = len(run.main.scores)
-    total = n_scored + run.n_quarantined
+    total = n_scored + run.n_quarantined + run.n_left_out
     yield Alert(
         level=level(run.n_quarantined / total, MUCH_LOST, 0.5) if run.n_quarantined else "good",
         title="Quarantined rows",
@@ -107,6 +110,24 @@ def _pool(run: RunFacts) -> Iterator[Alert]:
             title="Unusable target examples",
             number=Link(text=f"{run.n_rejected_queries:,}", where="every line of rejected_queries.jsonl"),
             said="they define nothing of the target; rejected_queries.jsonl says why",
+        )
+
+
+def _prefilter(run: RunFacts) -> Iterator[Alert]:
+    """What the cascade lost, of each representation that it serves; first of all which rows it spared."""
+    for label, lost in run.prefilter.get("lost", {}).items():
+        spared = f"{run.prefilter['title']} left out {run.prefilter['left_out']:,} rows"
+        number = Link(text="not measured", where="fate <> 'kept' in prefilter.parquet")
+        if lost is not None:
+            interval = f"{100 * lost['low']:.1f} to {100 * lost['high']:.1f} %"
+            number = replace(number, text=f"{100 * lost['share']:.1f} % ({lost['level']:.0%} interval {interval})")
+        yield Alert(
+            level="look" if lost is None else level(lost["share"], MUCH_LEFT_OUT, 0.5),
+            title=f"Best rows lost to the prefilter, {label}",
+            number=replace(number, conditions=(("status", "=", "prefiltered"),) if run.n_left_out else ()),
+            said=f"{spared}, of which none was scored; give a --prefilter-sample"
+            if lost is None
+            else f"of the pool's {lost['of_best_rows']:,} best rows; {spared}, a larger share in --prefilter fewer",
         )
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["selected", "borderline", "rejected", "quarantined"]
-"""`borderline`: not selected, with the best scores of all that were not."""
+Status = Literal["selected", "borderline", "rejected", "prefiltered", "quarantined"]
+"""`borderline`: not selected, with the best scores of all that were not. `prefiltered`: left out by a prefilter."""
 Turn = tuple[str, str]
 """Role and text."""
 
@@ -139,6 +139,10 @@ class RunFacts:
     reasons: Mapping[str, int]
     """Rows in quarantine by kind of reason, most common first."""
     n_quarantined: int
+    n_left_out: int = 0
+    """Rows that a prefilter did not leave to the main representation."""
+    prefilter: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest says of it; empty without one."""
     comparison: Sequence[Mapping[str, Any]] = ()
     """Content of comparison.json."""
     curves: tuple[Curve, ...] = ()

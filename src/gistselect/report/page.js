@@ -53,7 +53,7 @@
   function reasons(row) {
     const facts = make("dl");
     const tell = (name, value) => facts.append(make("div", "", null, make("dt", "", name), make("dd", "", value)));
-    if (row.reason) tell("why it has no score", row.reason);
+    if (row.reason) tell("reason", row.reason);
     if (row.rank !== undefined) tell("rank", `${row.rank.toLocaleString("en")} of ${state.nScored.toLocaleString("en")}`);
     if (row.best_target) tell("best target", row.best_target);
     for (const [name, value] of Object.entries(row)) {

@@ -157,10 +157,11 @@ def _shown(run: RunFacts) -> list[tuple[str, int, int]]:
     n_selected = int(run.main.selected.sum())
     held = {status: sum(row.status == status for row in run.rows) for status in ("selected", "borderline", "rejected")}
     n_rejected = len(run.main.scores) - n_selected - held["borderline"]
-    n_lost = sum(row.status == "quarantined" for row in run.rows)
+    n_left_out, n_lost = (sum(row.status == one for row in run.rows) for one in ("prefiltered", "quarantined"))
     return [
         ("selected", held["selected"], n_selected),
         ("borderline", held["borderline"], held["borderline"]),
         ("rejected", held["rejected"], n_rejected),
+        *([("prefiltered", n_left_out, run.n_left_out)] if run.n_left_out else []),
         ("quarantined", n_lost, run.n_quarantined),
     ]

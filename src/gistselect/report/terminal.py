@@ -12,6 +12,7 @@ SAID = {
     "selected": "selected",
     "borderline": "not selected, but among the next in line",
     "rejected": "not selected",
+    "prefiltered": "not scored: the prefilter left it out",
     "quarantined": "quarantined: it has no score",
 }
 

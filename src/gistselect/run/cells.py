@@ -8,7 +8,7 @@ or for all where a representation keeps the same for each. Both have keys before
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.files import replacing_folder
-from gistselect.representations.interface import Fitted, Prepared, Queries, Representation
+from gistselect.representations.interface import Fitted, Prepared, Queries, Reads, Representation
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.store import Artifact, Store, verify
 
@@ -139,6 +139,8 @@ class Keys:
     """What gradients and hidden states depend on, beside tokens and adapter."""
     queries: Mapping[str, str]
     """Of each target: ids, tokens, labels and groups of its queries (their text in a run without a tokenizer)."""
+    kept: Mapping[Reads, str] = field(default_factory=dict)
+    """Of the rows that a prefilter leaves to passes that read so much."""
 
 
 def lay_out(
@@ -208,6 +210,11 @@ def _rows(representation: Representation, keys: Keys) -> str | None:
     return keys.records if representation.reads == "text" else keys.tokens
 
 
+def _narrowed(representation: Representation, keys: Keys) -> dict[str, Any]:
+    """What a cell depends on beside the rows of the pool, if it holds only some of them."""
+    return {"kept": keys.kept[representation.reads]} if representation.reads in keys.kept else {}
+
+
 def _measured(store: Store, representation: Representation, place: Checkpoint | None, keys: Keys) -> Artifact | None:
     if representation.reads == "text":
         return None
@@ -217,6 +224,7 @@ def _measured(store: Store, representation: Representation, place: Checkpoint | 
         reads=representation.reads,
         tokens=keys.tokens,
         **_source(representation, place, keys),
+        **_narrowed(representation, keys),
     )
 
 
@@ -230,6 +238,7 @@ def _shared_cell(store: Store, representation: Representation, place: Checkpoint
         options=representation.pool_inputs,
         rows=_rows(representation, keys),
         **_source(representation, place, keys),
+        **_narrowed(representation, keys),
     )
     return Cell(
         representation=representation,
@@ -242,7 +251,13 @@ def _shared_cell(store: Store, representation: Representation, place: Checkpoint
 
 def _own_cell(store: Store, fit: Fit, keys: Keys) -> Cell:
     representation = fit.representation
-    features = store.artifact("features", FEATURES_VERSION, fit=fit.artifact.key, rows=_rows(representation, keys))
+    features = store.artifact(
+        "features",
+        FEATURES_VERSION,
+        fit=fit.artifact.key,
+        rows=_rows(representation, keys),
+        **_narrowed(representation, keys),
+    )
     return Cell(
         representation=representation,
         checkpoint=fit.checkpoint,

@@ -17,6 +17,7 @@ from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.gist import GistOptions
 from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
+from gistselect.run.prefilter_config import PrefilterOptions
 from gistselect.run.store import IfBusy
 from gistselect.selection.options import SelectionOptions
 from gistselect.training.recipe import TrainingConfig
@@ -32,7 +33,7 @@ OF_THIS_CALL = frozenset({"until", "strict", "if_busy", "lost_shards"})
 
 
 @Parameter(name="*")
-class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
+class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, ModelSettings):
     """What to select from what, for what, with which model."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
@@ -215,6 +216,20 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
         return {label(one): parse(one, self) for one in self.baselines if one not in DRAWN}
 
     @property
+    def budgets_asked(self) -> tuple[str | int | float, ...]:
+        """Every budget of which something is selected."""
+        return (self.budget,)
+
+    def refuse_idle_prefilter(self) -> None:
+        """Raises `ConfigError` if the prefilter is not understood, or no representation reads more than it does."""
+        methods = {**self.representations, **self.rivals}
+        if (narrowing := self.narrowing()) and not any(map(narrowing.narrows, methods.values())):
+            raise ConfigError(
+                f"--prefilter {narrowing.text} spares nothing: none of {', '.join(methods)} reads more of a row than "
+                f"{narrowing.representation.title} does (text, then a forward pass, then gradients); leave it out."
+            )
+
+    @property
     def finetuned(self) -> ModelConfig:
         """The model that is trained and judged. Raises `ConfigError` if there is none."""
         if self.finetune_model is None:
@@ -238,6 +253,7 @@ class RunConfig(TextOptions, GistOptions, SelectionOptions, ModelSettings):
         except ValidationError as error:
             raise ConfigError(explain(error, tuple(cls.model_fields))) from None
         _ = config.representations, config.rivals, config.order
+        config.refuse_idle_prefilter()
         return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from gistselect.evaluation.cost import FullTraining, SelectionCost
@@ -9,6 +10,7 @@ from gistselect.run.arms import FULL, Arm, Recipe
 from gistselect.run.cells import Cell
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import TokenRows
+from gistselect.run.scoring import Score
 from gistselect.run.store import STORED, Artifact
 from gistselect.run.warmup import WarmUp
 from gistselect.training.recipe import steps_per_epoch
@@ -18,7 +20,8 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
     """The cost of one method, as if it had run alone.
 
     Stages that several methods share are charged to each in full: reading, tokenising, the warm-up. Of a pass, each is
-    charged what all share (reading, forward, backward) and its own arithmetic. Adapters that were given cost nothing.
+    charged what all share (reading, forward, backward) and its own arithmetic. A prefilter is part of what it serves.
+    Adapters that were given cost nothing.
     """
     score = select.score
     reads_model = score.representation.reads != "text"
@@ -27,16 +30,14 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
         seconds["tokenise"] = _seconds([score.rows.artifact])
     if isinstance(score.warmup, WarmUp):
         seconds["warm-up"] = _seconds([score.warmup.artifact])
-    fits = [fit for column in score.columns for fit, _ in column.entries]
-    of_queries = {one.artifact.key: one.artifact for fit in fits for one in (fit, fit.preparation) if one is not None}
-    cells = {cell.features.key: cell for column in score.columns for _, cell in column.entries}
-    seconds |= {
-        "queries": _seconds(of_queries.values()),
-        "pool": _pass_seconds(list(cells.values())),
-        "score": _seconds([score.artifact]),
-        "select": _seconds([select.artifact]),
-    }
-    stored = sum(_stored(cell.features) for cell in cells.values())
+    scores = [score]
+    if score.prefilter is not None:
+        scores.append(score.prefilter.score)
+        own = _scoring(score.prefilter.score)
+        seconds["prefilter"] = sum(own.values()) + _seconds([score.prefilter.artifact])
+    seconds |= {**_scoring(score), "select": _seconds([select.artifact])}
+    cells = itertools.chain.from_iterable(_cells(one) for one in scores)
+    stored = sum(_stored(cell.features) for cell in cells)
     n_usable = max(score.rows.facts["n_usable"], 1)
     return SelectionCost(seconds=seconds, bytes_per_row=stored / n_usable, full_training=full)
 
@@ -44,6 +45,22 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
 def _stored(features: Artifact) -> float:
     """Bytes of the shards, also of those that were cleaned away."""
     return sum(path.stat().st_size for path in features.folder.glob("shard-*")) or features.spent.get(STORED, 0.0)
+
+
+def _scoring(score: Score) -> dict[str, float]:
+    """Seconds from the pool's rows to their scores, by stage."""
+    fits = [fit for column in score.columns for fit, _ in column.entries]
+    of_queries = {one.artifact.key: one.artifact for fit in fits for one in (fit, fit.preparation) if one is not None}
+    return {
+        "queries": _seconds(of_queries.values()),
+        "pool": _pass_seconds(_cells(score)),
+        "score": _seconds([score.artifact]),
+    }
+
+
+def _cells(score: Score) -> list[Cell]:
+    """Every cell of a method once."""
+    return list({cell.features.key: cell for column in score.columns for _, cell in column.entries}.values())
 
 
 def _pass_seconds(cells: Sequence[Cell]) -> float:

@@ -76,6 +76,8 @@ def taken(
             table = read_table(path)
             here = were // shard_rows == shard
             _, at, ours = np.intersect1d(table["row"].to_numpy(), were[here], assume_unique=True, return_indices=True)
+            if not len(at):
+                continue
             places = inside[here][ours]
             mask[places] = True
             pieces.append(renumbered(table.take(pa.array(at)), rows[places]))

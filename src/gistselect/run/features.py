@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from gistselect.model.config import ModelConfig
@@ -32,6 +32,8 @@ class Features:
     tokens: Artifact | None
     warmup: WarmUp | Given | None
     """Where the checkpoints come from; None if nothing reads gradients."""
+    kept: Mapping[Reads, Artifact] = field(default_factory=dict)
+    """What a prefilter leaves to passes that read so much; the others read all rows."""
     name: ClassVar[str] = "features"
 
     @property
@@ -117,6 +119,7 @@ class Features:
             engine=self.engine_config,
             records=self.records,
             tokens=self.tokens,
+            kept=self.kept.get(reads),
         )
 
     def _prepare(self, preparation: Preparation, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
@@ -126,7 +129,7 @@ class Features:
         with preparation.artifact.timed():
             source = sources.open(spec)
             with reporter.step(name, total=None, unit=spec.rows.unit) as step, sources.listening(step.advance):
-                preparation.save(source, spec.rows)
+                preparation.save(source, spec.pool)
 
     def _fit(self, fit: Fit, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:
         announce(fit, reporter)

@@ -48,7 +48,7 @@ class Fits:
         with part.artifact.timed():
             source = sources.open(self.source)
             if isinstance(part, Preparation):
-                part.save(source, self.source.rows)
+                part.save(source, self.source.pool)
             else:
                 part.save(source)
 

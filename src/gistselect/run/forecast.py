@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from gistselect.errors import ModelError
+from gistselect.representations.interface import Reads
 from gistselect.run.config import RunConfig
 from gistselect.run.features import Features
 from gistselect.run.plan import Plan
@@ -40,6 +41,7 @@ def forecast(plan: Plan, config: RunConfig) -> str:
         ),
         f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {_to_select(config, n_rows)}.",
         f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
+        *_prefilter(plan),
         f"Forecast: {_work(plan, config)}.",
     ]
     return "\n".join(lines)
@@ -58,6 +60,17 @@ def _found(plan: Plan) -> list[str]:
     return facts["found"] if len(facts["found"]) <= SHOWN_FOUND else facts["found_together"]
 
 
+def _prefilter(plan: Plan) -> list[str]:
+    """What is spared, if anything is."""
+    if plan.prefilter is None:
+        return []
+    cheap, names = plan.prefilter.narrowing, ", ".join(plan.prefilter.narrowed)
+    return [
+        f"Prefilter: {cheap.representation.title} reads all rows, {names} the best {100 * cheap.share:g} % of the pool "
+        f"by it and a sample of the rest, {100 * plan.prefilter.part:.0f} % of the usable rows together."
+    ]
+
+
 def _cut_queries(plan: Plan) -> str:
     cut, lost = (
         sum(counts) for counts in zip(*((one.n_truncated, len(one.rejected)) for one in plan.targets), strict=True)
@@ -68,24 +81,31 @@ def _cut_queries(plan: Plan) -> str:
 
 def _work(plan: Plan, config: RunConfig) -> str:
     """What is computed: passes, FLOP, bytes; and how much of it is there already."""
-    features = plan.features
-    pending = {(cell.representation.reads, cell.checkpoint) for cell in features.cells if not cell.features.is_complete}
-    fits = [fit for fit in features.fits if not fit.artifact.is_complete]
+    # Of each pass with the model, the share of the pool that it goes through.
+    shares = [plan.share_read(reads) for stage in plan.passes for reads in _pending(stage) if reads != "text"]
+    fits = [fit for stage in plan.passes for fit in stage.fits if not fit.artifact.is_complete]
     done = sum(artifact.is_complete for artifact in _artifacts(plan))
     parts = []
-    with_model = sum(reads != "text" for reads, _ in pending)
-    if with_model:
-        parts.append(f"{with_model} pass{'es' * (with_model > 1)} of the model over the pool")
+    if shares:
+        parts.append(f"{len(shares)} pass{'es' * (len(shares) > 1)} of the model over the pool")
     if (n_parameters := _parameters(config)) is not None and plan.tokens:
-        tokens = with_model * plan.candidates.facts["n_tokens"]
+        tokens = math.ceil(sum(shares) * plan.candidates.facts["n_tokens"])
         tokens += sum(2 * sum(example.n_tokens for example in fit.queries.examples) for fit in fits)
         tokens += _warmup_tokens(plan, config)
         flop = FLOP_PER_TOKEN * n_parameters * tokens
         parts.append(f"{flop / 1e12:,.1f} TFLOP with queries and warm-up ({n_parameters / 1e6:,.1f} M parameters)")
-    if stored := _stored(features, plan.candidates.facts["n_usable"]):
+    if stored := _stored(plan):
         parts.append(stored)
     parts.append(f"{done} of {len(_artifacts(plan))} results are there already")
     return ", ".join(parts) + "; the time left is shown as soon as a rate is measured"
+
+
+def _pending(stage: Features) -> list[Reads]:
+    """What each pass reads that a stage has still to do."""
+    first = {
+        (cell.representation.reads, cell.checkpoint): cell for cell in stage.cells if not cell.features.is_complete
+    }
+    return [cell.representation.reads for cell in first.values()]
 
 
 def _artifacts(plan: Plan) -> list[Artifact]:
@@ -94,13 +114,16 @@ def _artifacts(plan: Plan) -> list[Artifact]:
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
         found.append(plan.warmup.artifact)
     if plan.goes_to("features"):
-        found += plan.features.artifacts
+        for stage in plan.passes:
+            found += stage.artifacts
+        if plan.prefilter:
+            found += [plan.prefilter.score.artifact, plan.prefilter.artifact]
     for method in plan.methods:
         if plan.goes_to("score"):
             found += [method.score.artifact, *([method.agreement.artifact] if method.agreement else [])]
         if plan.goes_to("select"):
             found += [method.select.artifact, *([method.stability.artifact] if method.stability else [])]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _warmup_tokens(plan: Plan, config: RunConfig) -> int:
@@ -109,16 +132,18 @@ def _warmup_tokens(plan: Plan, config: RunConfig) -> int:
     return math.ceil(plan.candidates.facts["n_tokens"] * config.warmup_share * plan.warmup.epochs[-1])
 
 
-def _stored(features: Features, n_rows: int) -> str:
+def _stored(plan: Plan) -> str:
     """Bytes of the features still to be made."""
-    total, unknown = 0, False
-    queries = {fit.artifact.key: len(fit.queries.records) for fit in features.fits}
-    for cell in features.cells:
-        if cell.features.is_complete:
-            continue
-        width = cell.representation.width(queries[cell.fit.key] if cell.fit else 0)
-        unknown |= width is None
-        total += 4 * n_rows * (width or 0)
+    total, unknown = 0.0, False
+    n_rows = plan.candidates.facts["n_usable"]
+    for stage in plan.passes:
+        queries = {fit.artifact.key: len(fit.queries.records) for fit in stage.fits}
+        for cell in stage.cells:
+            if cell.features.is_complete:
+                continue
+            width = cell.representation.width(queries[cell.fit.key] if cell.fit else 0)
+            unknown |= width is None
+            total += 4 * n_rows * plan.share_read(cell.representation.reads) * (width or 0)
     if not total and not unknown:
         return ""
     return f"at most {total / 1e6:,.0f} MB of features" + " and the sketches of the pool" * unknown

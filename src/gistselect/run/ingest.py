@@ -62,6 +62,8 @@ class Rows:
     """The pool's rows on disk, as records or as tokens; only one shard at a time is in memory."""
 
     artifact: Artifact
+    kept: Artifact | None = None
+    """What a prefilter left of them (see `run.prefilter`), which then counts as all that is usable; None for all."""
     unit: ClassVar[str]
     """In what the work of a pass is counted."""
 
@@ -77,19 +79,36 @@ class Rows:
     @property
     def amounts(self) -> list[int]:
         """What a pass has to do in each shard, counted in `unit`."""
-        return self.facts[f"{self.unit}_of_shards"]
+        return (self.kept or self.artifact).facts[f"{self.unit}_of_shards"]
 
     def table(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """These columns of the usable rows of a shard, in pool order."""
-        table = read_table(self.artifact.shard(shard), [*columns, "reason"])
-        return table.filter(pc.field("reason").is_null()).drop_columns("reason")
+        table = read_table(self.artifact.shard(shard), list(dict.fromkeys([*columns, "row", "reason"])))
+        table = table.filter(pc.field("reason").is_null())
+        if self.kept is not None:
+            table = _of_rows(table, self.choice(shard).filter(pc.field("reason").is_null()))
+        return table.select(list(columns))
 
     def split(self, shard: int, columns: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
-        """These columns of the usable rows of a shard, and the rows that cannot be used, both in pool order."""
+        """These columns of the usable rows of a shard, and the rows that cannot be used, both in pool order.
+
+        Rows that a prefilter left out are neither.
+        """
         table = read_table(self.artifact.shard(shard), list(dict.fromkeys([*IDENTITY, *columns, "reason"])))
+        usable = table.filter(pc.field("reason").is_null())
         rejected = table.filter(pc.field("reason").is_valid()).select([*IDENTITY, "reason"]).to_pylist()
-        usable = table.filter(pc.field("reason").is_null()).select(list(columns))
-        return usable, [Rejected(**row) for row in rejected]
+        if self.kept is not None:
+            choice = self.choice(shard)
+            lost = choice.filter(pc.field("reason").is_valid())
+            whole = _of_rows(usable, lost).select(IDENTITY).append_column("reason", lost["reason"])
+            rejected = sorted([*rejected, *whole.to_pylist()], key=lambda row: row["row"])
+            usable = _of_rows(usable, choice.filter(pc.field("reason").is_null()))
+        return usable.select(list(columns)), [Rejected(**row) for row in rejected]
+
+    def choice(self, shard: int) -> pa.Table:
+        """row, sampled, reason of what a prefilter left of a shard, in pool order: without a reason, rows to read."""
+        assert self.kept is not None
+        return read_table(self.kept.shard(shard))
 
     def all_rejected(self) -> Iterator[Rejected]:
         """Every row that cannot be used, in pool order."""
@@ -99,6 +118,11 @@ class Rows:
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Columns of every usable row of the pool, in pool order: for narrow columns only."""
         return pa.concat_tables(self.table(shard, names) for shard in range(self.n_shards)).combine_chunks()
+
+
+def _of_rows(table: pa.Table, chosen: pa.Table) -> pa.Table:
+    """The rows of a table whose number is among the chosen ones."""
+    return table.filter(pa.array(np.isin(table["row"].to_numpy(), chosen["row"].to_numpy())))
 
 
 class RecordRows(Rows):

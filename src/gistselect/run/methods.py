@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gistselect.data.pool import Pool
 from gistselect.representations.interface import Representation
-from gistselect.run import agreement, choosing, scoring
+from gistselect.run import agreement, choosing, prefilter, scoring
 from gistselect.run.agreement import Agreement
 from gistselect.run.arms import BASELINES
 from gistselect.run.cells import Column
 from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
+from gistselect.run.features import Features
+from gistselect.run.ingest import Rows, TokenRows
+from gistselect.run.prefilter import Prefilter
 from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.scoring import Score
 from gistselect.run.stability import Stability
@@ -68,6 +71,37 @@ class Inputs:
     tokens: Tokenise | None
     warmup: WarmUp | Given | None
     texts: TextPass
+    prefilter: Prefilter | None = None
+
+
+def make_prefilter(
+    inputs: Inputs, columns: tuple[Column, ...], features: Features, narrowed: Sequence[str]
+) -> Prefilter:
+    """The stage that narrows the pool, with its key: a method of its own, but for a selection.
+
+    `narrowed` are titles of the methods that read what it leaves. Raises `ConfigError` if the prefilter is not
+    understood.
+    """
+    config = inputs.config
+    narrowing = config.narrowing()
+    assert narrowing is not None
+    score = _score(inputs, f"prefilter {narrowing.text}", narrowing.representation, columns)
+    return Prefilter(
+        narrowing=narrowing,
+        narrowed=tuple(dict.fromkeys(narrowed)),
+        features=features,
+        score=score,
+        budgets=config.budgets_asked,
+        seed=config.seed,
+        artifact=inputs.store.artifact(
+            "prefilter",
+            prefilter.VERSION,
+            scores=score.artifact.key,
+            share=narrowing.share,
+            sampled=narrowing.n_sampled,
+            seed=config.seed,
+        ),
+    )
 
 
 def make_method(
@@ -94,7 +128,7 @@ def make_method(
         representation=representation,
         columns=columns,
         score=score,
-        agreement=_agreement(inputs, columns) if representation.is_approximate else None,
+        agreement=_agreement(inputs, columns, score.rows) if representation.is_approximate else None,
         select=select,
         stability=Stability.planned(select, draws, config.seed, store) if (draws := config.stability_draws) else None,
         folder=config.output if first else config.output / METHODS / label,
@@ -103,6 +137,11 @@ def make_method(
 
 def _score(inputs: Inputs, label: str, representation: Representation, columns: tuple[Column, ...]) -> Score:
     candidates = inputs.tokens.rows if inputs.tokens else inputs.records.rows
+    narrowed_by = inputs.prefilter
+    if narrowed_by is not None and not narrowed_by.narrowing.narrows(representation):
+        narrowed_by = None
+    if narrowed_by is not None:
+        candidates = replace(candidates, kept=narrowed_by.artifact)
     warmup = inputs.warmup if representation.reads == "gradient" else None
     return Score(
         label=label,
@@ -112,6 +151,7 @@ def _score(inputs: Inputs, label: str, representation: Representation, columns: 
         warmup=warmup,
         strict=inputs.config.strict,
         seed=inputs.config.seed,
+        prefilter=narrowed_by,
         artifact=inputs.store.artifact(
             "scores",
             scoring.VERSION,
@@ -129,12 +169,12 @@ def _score(inputs: Inputs, label: str, representation: Representation, columns: 
     )
 
 
-def _agreement(inputs: Inputs, columns: tuple[Column, ...]) -> Agreement:
-    assert inputs.tokens is not None
+def _agreement(inputs: Inputs, columns: tuple[Column, ...], rows: Rows) -> Agreement:
+    assert isinstance(rows, TokenRows)
     seed = inputs.config.seed
     return Agreement(
         columns=columns,
-        rows=inputs.tokens.rows,
+        rows=rows,
         seed=seed,
         artifact=inputs.store.artifact(
             "agreement",

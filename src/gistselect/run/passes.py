@@ -106,7 +106,7 @@ class Pass:
     def _width(self, cell: Cell) -> int | None:
         """Numbers that a cell keeps of a row, as some shard of it has them; None if there is none."""
         for shard in range(len(self.amounts)):
-            if (path := cell.features.shard(shard)).is_file():
+            if (path := cell.features.shard(shard)).is_file() and read_table(path, ["row"]).num_rows:
                 return read_schema(path).field("features").type.list_size
         return None
 
@@ -232,6 +232,8 @@ Outcome = tuple[list[NDArray[np.floating]], Mapping[str, NDArray[Any]]]
 
 
 def _gradients(source: GradientSource, examples: Sequence[Example], collectors: Sequence[Any]) -> Outcome:
+    if not examples:
+        return _nothing("gradient", collectors)
     measured = source.engine.collect(examples, collectors)
     columns = {
         "loss": measured.loss.astype(np.float32),
@@ -244,10 +246,18 @@ def _gradients(source: GradientSource, examples: Sequence[Example], collectors: 
 def _hidden(source: HiddenSource, examples: Sequence[Example], collectors: Sequence[Any]) -> Outcome:
     from gistselect.model.hidden import ExampleLoss, collect_hidden
 
+    if not examples:
+        return _nothing("hidden", collectors)
     loss = ExampleLoss()
     collect_hidden(source.forward, examples, [loss, *collectors])
     columns = {"loss": loss.result()[:, 0].astype(np.float32)}
     return [collector.result() for collector in collectors], columns
+
+
+def _nothing(reads: str, collectors: Sequence[Any]) -> Outcome:
+    """Of a shard without a row to read; how much would be kept of one is not known here."""
+    columns = {name: np.zeros(0, dtype=np.int32 if name == "n_supervised" else np.float32) for name in _MEASURED[reads]}
+    return [np.zeros((0, 1), dtype=np.float32) for _ in collectors], columns
 
 
 def _text(source: RecordRows, records: Sequence[Record], collectors: Sequence[TextCollector]) -> Outcome:

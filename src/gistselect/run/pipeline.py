@@ -20,12 +20,14 @@ from gistselect.run.ingest import refuse_unusable
 from gistselect.run.needed import needed
 from gistselect.run.outlook import time_line
 from gistselect.run.plan import Plan, make_plan
+from gistselect.run.prefilter import loss_told
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import RUN_YAML, remember
 from gistselect.run.reporting import report_of
 from gistselect.run.results import (
     REPORT,
     agreement_lines,
+    publish_prefilter,
     publish_scores,
     publish_selection,
     retract_methods,
@@ -104,6 +106,8 @@ def _carry_out(
                     method.stability.run(reporter)
                     reporter.say(method.stability.told())
                 publish_selection(method, overlap)
+                if said := loss_told(method.score, method.select.artifact.facts["n_selected"]):
+                    reporter.say(said)
         counts["selected"] = plan.methods[0].select.artifact.facts["n_selected"]
     if plan.compare is not None:
         with clock("train and evaluate"):
@@ -123,11 +127,16 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
             plan.finetune_tokens.run(reporter, engine)
         refuse_unusable(plan.candidates, strict=config.strict)
         refuse_impossible(config, plan.candidates)
+        if plan.prefilter:
+            plan.prefilter.refuse_small()
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
     if (line := time_line(plan, config)) is not None:
         reporter.say(line)
     reporter.say(forecast(plan, config))
+    if plan.goes_to("features") and plan.prefilter:
+        with clock("prefilter"):
+            plan.prefilter.run(reporter, engine, sources)
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp) and plan.features.reads_gradients:
         with clock("warmup"):
             plan.warmup.run(reporter, engine)
@@ -143,6 +152,7 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
 
 def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:
     retract_methods(plan, output)
+    publish_prefilter(plan.prefilter, output)
     for method in plan.methods:
         method.score.run(reporter)
         if method.agreement:
@@ -152,7 +162,8 @@ def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> di
         publish_scores(method)
     sources.close()
     facts = plan.methods[0].score.artifact.facts
-    return {"scored": facts["n_scored"], "quarantined": facts["n_rejected"]}
+    left_out = {"left_out": facts["n_left_out"]} if "n_left_out" in facts else {}
+    return {"scored": facts["n_scored"], "quarantined": facts["n_rejected"], **left_out}
 
 
 def _gradient_sources(features: Features) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from gistselect.errors import ConfigError
 from gistselect.files import digest
 from gistselect.model.config import ModelConfig
+from gistselect.representations.interface import Reads
 from gistselect.run import ingest, warmup
-from gistselect.run.cells import Checkpoint, Keys, lay_out
+from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.contamination import Judged, Overlaps, judged_by
 from gistselect.run.features import Features
-from gistselect.run.methods import Inputs, Method, arm_names, make_method
+from gistselect.run.methods import Inputs, Method, arm_names, make_method, make_prefilter
 from gistselect.run.models import RunModel
+from gistselect.run.prefilter import Prefilter
 from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.store import Store
 from gistselect.run.targets import Target, load_tasks, queries
@@ -42,6 +44,8 @@ class Plan:
     finetune_tokens: Tokenise | None
     """The pool as the model that is fine-tuned reads it; None if none is."""
     targets: tuple[Target, ...]
+    prefilter: Prefilter | None
+    """What chooses the rows that the dear methods read; None if they read all."""
     warmup: WarmUp | Given | None
     features: Features
     texts: TextPass
@@ -55,6 +59,15 @@ class Plan:
     def candidates(self) -> ingest.RecordRows | ingest.TokenRows:
         """The rows that every method of the run can use."""
         return self.tokens.rows if self.tokens else self.records.rows
+
+    def share_read(self, reads: Reads) -> float:
+        """Which share of the usable rows a pass of that kind goes through."""
+        return self.prefilter.part if self.prefilter and reads in self.features.kept else 1.0
+
+    @property
+    def passes(self) -> tuple[Features, ...]:
+        """The stages with passes over the pool, in their order."""
+        return (*([self.prefilter.features] if self.prefilter else []), self.features)
 
     def goes_to(self, stage: Stage) -> bool:
         """Whether the run reaches a stage."""
@@ -83,6 +96,8 @@ class _Planner:
 
     def __init__(self, config: RunConfig, last: Stage, live: LanguageModel | None) -> None:
         self.config, self.live = config, live
+        self.prefilter: Prefilter | None = None
+        """Once it is planned: one prefilter serves all targets of a study."""
         self.last: Stage = last
         self.store = Store(config.output / "artifacts")
         self.trains = last in ("train", "evaluate")
@@ -206,6 +221,19 @@ class _Planner:
             weights=self.config.checkpoint_weights or None,
         )
 
+    def _features(self, columns: tuple[Column, ...], kept: Collection[Reads] = ()) -> Features:
+        """The passes that fill these columns; those that read one of `kept`, over what the prefilter left."""
+        artifact = self.prefilter.artifact if self.prefilter else None
+        return Features(
+            columns=columns,
+            model=self.scorer.config if self.scorer else None,
+            engine_config=self.config.engine,
+            records=self.records.artifact,
+            tokens=self.tokens.artifact if self.tokens else None,
+            warmup=self.warmup,
+            kept={reads: artifact for reads in kept if artifact},
+        )
+
     def plan(self) -> Plan:
         config = self.config
         # Targets come first: a misspelt one or an unreadable file must fail before the pool is read.
@@ -218,18 +246,7 @@ class _Planner:
             model=self.scorer.identity.gradients if self.scorer else {},
             queries={target.queries.target: target.digest for target in targets},
         )
-        columns = {
-            name: tuple(lay_out(self.store, one, [target.queries for target in targets], checkpoints, keys))
-            for name, one in self.representations.items()
-        }
-        features = Features(
-            columns=tuple(column for own in columns.values() for column in own),
-            model=self.scorer.config if self.scorer else None,
-            engine_config=config.engine,
-            records=self.records.artifact,
-            tokens=self.tokens.artifact if self.tokens else None,
-            warmup=self.warmup,
-        )
+        asked = [target.queries for target in targets]
         inputs = Inputs(
             config=config,
             store=self.store,
@@ -239,6 +256,20 @@ class _Planner:
             warmup=self.warmup,
             texts=self.texts,
         )
+        if (narrowing := config.narrowing()) is not None:
+            narrowed = [one for one in self.representations.values() if narrowing.narrows(one)]
+            if self.prefilter is None and narrowed:
+                columns = tuple(lay_out(self.store, narrowing.representation, asked, (), keys))
+                titles = [one.title for one in narrowed]
+                self.prefilter = make_prefilter(inputs, columns, self._features(columns), titles)
+            if self.prefilter is not None:
+                inputs = replace(inputs, prefilter=self.prefilter)
+                keys = replace(keys, kept={one.reads: self.prefilter.artifact.key for one in narrowed})
+        columns = {
+            name: tuple(lay_out(self.store, one, asked, checkpoints, keys))
+            for name, one in self.representations.items()
+        }
+        features = self._features(tuple(column for own in columns.values() for column in own), kept=keys.kept)
         methods = tuple(
             make_method(inputs, name, one, columns[name], first=index == 0)
             for index, (name, one) in enumerate(self.representations.items())
@@ -270,6 +301,7 @@ class _Planner:
             tokens=self.tokens,
             finetune_tokens=self.finetune_tokens if self.trains else None,
             targets=tuple(targets),
+            prefilter=self.prefilter,
             warmup=self.warmup,
             features=features,
             texts=self.texts,

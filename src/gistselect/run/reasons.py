@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gistselect.data.stored import normalised, record_from_json
 from gistselect.errors import ArtifactMismatchError, ConfigError
 from gistselect.files import read_json_lines
-from gistselect.report.facts import Nearest, Reasons, Turn
+from gistselect.report.facts import Nearest, Reasons, Status, Turn
 from gistselect.report.inert import visible
 from gistselect.report.terminal import reason_lines
 from gistselect.representations.bm25 import words
@@ -25,6 +25,7 @@ from gistselect.run import ingest
 from gistselect.run.cells import Cell, load_fit
 from gistselect.run.choosing import COLUMNS, REFUSED, SELECTION
 from gistselect.run.finished import FinishedMethod, FinishedRun, turns_of
+from gistselect.run.left_out import LeftOut
 from gistselect.run.passes import read_features
 from gistselect.run.remember import recall
 from gistselect.run.scoring import QUARANTINE, SCORE, target_name
@@ -92,6 +93,11 @@ class Explainer:
         return read_json_lines(self.main.quarantine_file)
 
     @cached_property
+    def left_out(self) -> LeftOut:
+        """The rows that a prefilter left out."""
+        return LeftOut(self.run)
+
+    @cached_property
     def _others(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         """Title, rows and ranks of each other representation."""
         found = []
@@ -123,6 +129,8 @@ class Explainer:
         for place, entry in enumerate(self.quarantined):
             if entry["row"] == row or (row is None and entry["id"] == id):
                 return self.lost([place])[0]
+        if (left := self.left_out.find(id=id, row=row)) is not None:
+            return self.prefiltered([left])[0]
         asked = f"id {id!r}" if row is None else f"number {row}"
         raise ConfigError(
             f"{self.run.folder} has no row with {asked}; ids and numbers stand in scores.parquet and quarantine.jsonl."
@@ -141,9 +149,15 @@ class Explainer:
 
     def lost(self, places: Sequence[int]) -> list[Reasons]:
         """The reasons of quarantined rows, by their places in the quarantine."""
-        entries = [self.quarantined[place] for place in places]
+        return self._unscored([self.quarantined[place] for place in places], "quarantined")
+
+    def prefiltered(self, entries: Sequence[dict[str, Any]]) -> list[Reasons]:
+        """The reasons of rows that the prefilter left out."""
+        return self._unscored(entries, "prefiltered")
+
+    def _unscored(self, entries: Sequence[dict[str, Any]], status: Status) -> list[Reasons]:
         texts = self._texts([entry["row"] for entry in entries])
-        return [Reasons(status="quarantined", turns=texts.get(entry["row"], ()), **entry) for entry in entries]
+        return [Reasons(status=status, turns=texts.get(entry["row"], ()), **entry) for entry in entries]
 
     def lines(self, reasons: Reasons, *, whole: bool = False) -> Iterator[str]:
         """Reasons as people read them; with `whole` no text is shortened."""

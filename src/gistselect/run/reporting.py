@@ -31,7 +31,7 @@ from gistselect.run.store import Artifact, read_names, read_table
 from gistselect.run.tokenising import kind_of_reason
 from gistselect.training.checkpoints import CURVE
 
-SHOWN_SELECTED, SHOWN_REJECTED, SHOWN_QUARANTINED, SHOWN_FLAGGED = 600, 600, 200, 60
+SHOWN_SELECTED, SHOWN_REJECTED, SHOWN_QUARANTINED, SHOWN_FLAGGED, SHOWN_LEFT_OUT = 600, 600, 200, 60, 60
 """Rows of each kind that the page shows at most."""
 MANY_ROWS, MANY_SHARDS = 200_000, 60
 """In a pool of more rows, those shown come from so many of its shards, so that few files are read."""
@@ -85,6 +85,8 @@ def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
         n_rejected_queries=len(read_json_lines(run.folder / "rejected_queries.jsonl")),
         reasons=dict(reasons.most_common()),
         n_quarantined=len(explainer.quarantined),
+        n_left_out=run.manifest.get("left_out", 0),
+        prefilter=run.manifest.get("prefilter", {}),
         comparison=read_json(run.folder / COMPARISON) if (run.folder / COMPARISON).is_file() else (),
         curves=tuple(_curves(run)),
         agreements=tuple(_agreements(run.methods)),
@@ -240,7 +242,7 @@ def _rows_to_show(explainer: Explainer) -> list[Reasons]:
     )
     found = explainer.scored(places)
     found.sort(key=lambda one: one.rank or 0)
-    return [*found, *explainer.lost(lost)]
+    return [*found, *explainer.prefiltered(explainer.left_out.to_show(SHOWN_LEFT_OUT)), *explainer.lost(lost)]
 
 
 def _few_shards(rows: NDArray[np.int64]) -> NDArray[np.bool_]:

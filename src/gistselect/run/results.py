@@ -25,8 +25,9 @@ from gistselect.run.contamination import OVERLAP
 from gistselect.run.finished import MANIFEST, described
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.plan import Plan
+from gistselect.run.prefilter import PLACED, Prefilter, loss_described
 from gistselect.run.progress import duration
-from gistselect.run.scoring import QUARANTINE, SCORES, quarantine_entry
+from gistselect.run.scoring import QUARANTINE, SAMPLED, SCORES, quarantine_entry
 from gistselect.run.store import Artifact, publish, read_table
 from gistselect.run.targets import Target
 from gistselect.selection.budget import rows_for_budget
@@ -48,7 +49,8 @@ def publish_scores(method: Method) -> None:
     if has_fits or not _is_published(method.score.artifact / SCORES, method.folder / SCORES):
         for name in (SUBSPACE_ARRAYS, SUBSPACE_JSON, SPECTRUM):
             (method.folder / name).unlink(missing_ok=True)
-    for name in (SCORES, QUARANTINE):
+    (method.folder / SAMPLED).unlink(missing_ok=True)
+    for name in (SCORES, QUARANTINE, *([SAMPLED] if method.score.prefilter else [])):
         publish(method.score.artifact / name, method.folder / name)
     if has_fits and any(
         "singular_values" in load_fit(fit.artifact).arrays for column in method.columns for fit, _ in column.entries
@@ -58,6 +60,13 @@ def publish_scores(method: Method) -> None:
 
 def _is_published(made: Path, shown: Path) -> bool:
     return shown.is_file() and (shown.samefile(made) or filecmp.cmp(made, shown, shallow=False))
+
+
+def publish_prefilter(prefilter: Prefilter | None, output: Path) -> None:
+    """prefilter.parquet; that of an earlier command goes."""
+    (output / PLACED).unlink(missing_ok=True)
+    if prefilter is not None:
+        publish(prefilter.artifact / PLACED, output / PLACED)
 
 
 def publish_selection(method: Method, overlap: Artifact) -> None:
@@ -187,6 +196,7 @@ def write_manifest(
             "found": plan.records.rows.facts["found"],
             "truncated_queries": {target.queries.target: target.n_truncated for target in plan.targets},
             **counts,
+            **_prefilter(plan),
             "wall_seconds": dict(seconds),
             "wall": duration(sum(seconds.values())),
             "peak_memory_bytes": peak_memory_bytes(),
@@ -205,6 +215,23 @@ def _selections(plan: Plan) -> dict[str, Any]:
             "overlap": overlap.facts if overlap.is_complete else None,
         }
     return found
+
+
+def _prefilter(plan: Plan) -> dict[str, Any]:
+    """What the prefilter left of the pool, and what share of the best rows of each method it lost."""
+    if plan.prefilter is None or not plan.prefilter.artifact.is_complete:
+        return {}
+    selections = {method.label: method.select for method in plan.methods if method.score.prefilter}
+    return {
+        "prefilter": {
+            **plan.prefilter.described(),
+            "lost": {
+                label: loss_described(select.score, select.artifact.facts["n_selected"])
+                for label, select in selections.items()
+                if plan.goes_to("select")
+            },
+        }
+    }
 
 
 def peak_memory_bytes() -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,15 @@ from gistselect.run.warmup import Given, WarmUp
 from gistselect.streams import Stream, generator
 from gistselect.types import Rejected
 
+if TYPE_CHECKING:
+    from gistselect.run.prefilter import Prefilter
+
 VERSION = 1
 GROUP_SHARDS = 64
 """Shards in a row group of the table of scores."""
 SCORES, QUARANTINE = "scores.parquet", "quarantine.jsonl"
+SAMPLED = "sampled.parquet"
+"""Of a narrowed pool: the scores of rows that are never selected, which tell what the prefilter loses."""
 QUANTILES = (0.5, 0.95, 0.99)
 SCORE = "score/"
 """Start of the name of a column with one target's scores."""
@@ -41,12 +47,19 @@ class Score:
     representation: Representation
     columns: tuple[Column, ...]
     rows: RecordRows | TokenRows
-    """The candidates: the rows that every method of the run can use."""
+    """The candidates: the rows that every method of the run can use, or what a prefilter leaves of them."""
     warmup: WarmUp | Given | None
     strict: bool
     seed: int
     artifact: Artifact
+    prefilter: Prefilter | None = None
+    """What narrowed the rows."""
     name: ClassVar[str] = "score"
+
+    @property
+    def n_pool(self) -> int:
+        """Rows of the pool, scored or not."""
+        return self.rows.facts["n_rows"]
 
     def run(self, reporter: Reporter) -> None:
         """Write the table of scores and the quarantine, or find that done.
@@ -64,12 +77,17 @@ class Score:
         targets = [_Target(column, weights) for column in self.columns]
         with reporter.step(f"score ({self.representation.title})", total=self.rows.n_shards, unit="shards") as step:
             n_scored, n_rejected = self._write(targets, step.advance)
-        if n_scored + n_rejected != self.rows.facts["n_rows"]:
-            raise ArtifactMismatchError(f"{n_scored} scored and {n_rejected} quarantined rows are not the pool.")
+        n_left_out = self.rows.kept.facts["n_left_out"] if self.rows.kept else 0
+        if n_scored + n_rejected + n_left_out != self.n_pool:
+            raise ArtifactMismatchError(
+                f"{n_scored} scored, {n_rejected} quarantined and {n_left_out} left out rows are not the {self.n_pool} "
+                "of the pool."
+            )
         self.artifact.complete(
             targets=[name for target in targets for name in target.names],
             n_scored=n_scored,
             n_rejected=n_rejected,
+            **({"n_left_out": n_left_out} if self.rows.kept else {}),
             null_score_quantiles={target.column.target: target.null_level(self.seed) for target in targets},
         )
 
@@ -84,28 +102,44 @@ class Score:
         n_scored = n_rejected = 0
         with ExitStack() as stack:
             quarantine = stack.enter_context(stack.enter_context(replacing(self.artifact / QUARANTINE)).open("wb"))
-            writer: pq.ParquetWriter | None = None
-            waiting: list[pa.Table] = []
+            scores = stack.enter_context(_growing(self.artifact / SCORES))
+            sampled = stack.enter_context(_growing(self.artifact / SAMPLED)) if self.rows.kept else None
             for shard in range(self.rows.n_shards):
                 table, rejected = self._shard(targets, shard)
+                if table is not None and sampled is not None:
+                    table, others, rejected = self._apart(shard, table, rejected)
+                    sampled(others)
                 for one in sorted(rejected, key=lambda row: row.row):
                     quarantine.write(json_line(quarantine_entry(one)) + b"\n")
                     n_rejected += 1
-                n_scored += table.num_rows
-                waiting.append(table)
-                if writer is None:
-                    writer = stack.enter_context(table_writer(self.artifact / SCORES, table.schema))
-                if len(waiting) == GROUP_SHARDS or shard == self.rows.n_shards - 1:
-                    together = pa.concat_tables(waiting)
-                    writer.write_table(together, row_group_size=max(1, together.num_rows))
-                    waiting.clear()
+                if table is not None:
+                    scores(table)
+                    n_scored += table.num_rows
                 advance(1)
         return n_scored, n_rejected
 
-    def _shard(self, targets: Sequence[_Target], shard: int) -> tuple[pa.Table, list[Rejected]]:
-        """The scored rows of a shard, and those that cannot be used or whose representation is not finite."""
+    def _apart(
+        self, shard: int, table: pa.Table, rejected: Sequence[Rejected]
+    ) -> tuple[pa.Table, pa.Table, list[Rejected]]:
+        """The rows of a shard that may be selected, those that only tell what is lost, and the quarantined ones.
+
+        A sampled row that cannot be scored is lost to nobody: it was left out.
+        """
+        choice = self.rows.choice(shard)
+        of_sample = set(choice["row"].to_numpy()[choice["sampled"].to_numpy()].tolist())
+        is_sample = np.array([row in of_sample for row in table["row"].to_pylist()], dtype=np.bool_)
+        quarantined = [one for one in rejected if one.row not in of_sample]
+        return table.filter(pa.array(~is_sample)), table.filter(pa.array(is_sample)), quarantined
+
+    def _shard(self, targets: Sequence[_Target], shard: int) -> tuple[pa.Table | None, list[Rejected]]:
+        """The scored rows of a shard, and those that cannot be used or whose representation is not finite.
+
+        None if there is no row to score.
+        """
         has_tokens = isinstance(self.rows, TokenRows)
         rows, rejected = self.rows.split(shard, [*IDENTITY, *(COUNTS if has_tokens else [])])
+        if not rows.num_rows:
+            return None, rejected
         numbers = rows["row"].to_numpy()
         scored = [target.score(shard, numbers) for target in targets]
         values = np.concatenate([one.values for one, _ in scored], axis=1)
@@ -139,6 +173,31 @@ class Score:
             raise DataError(
                 f"--strict: {self.artifact.facts['n_rejected']} rows cannot be scored, the first: {first.strip()}"
             )
+
+
+@contextmanager
+def _growing(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """A table on disk that grows by a shard at a time, many of them in a row group."""
+    waiting: list[pa.Table] = []
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+
+        def write() -> None:
+            assert writer is not None
+            together = pa.concat_tables(waiting)
+            writer.write_table(together, row_group_size=max(1, together.num_rows))
+            waiting.clear()
+
+        def add(table: pa.Table) -> None:
+            nonlocal writer
+            writer = writer or stack.enter_context(table_writer(path, table.schema))
+            waiting.append(table)
+            if len(waiting) == GROUP_SHARDS:
+                write()
+
+        yield add
+        if waiting:
+            write()
 
 
 class _Target:

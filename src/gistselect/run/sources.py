@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ class SourceSpec:
     engine: EngineConfig
     records: Artifact
     tokens: Artifact | None
+    kept: Artifact | None = None
+    """What a prefilter left of the rows; None if all are read."""
 
     @property
     def needs_live_model(self) -> bool:
@@ -40,6 +42,11 @@ class SourceSpec:
     @property
     def rows(self) -> RecordRows | TokenRows:
         """The rows that a pass over this source goes through."""
+        return replace(self.pool, kept=self.kept)
+
+    @property
+    def pool(self) -> RecordRows | TokenRows:
+        """All rows of the pool."""
         if self.reads == "text":
             return RecordRows(self.records)
         assert self.tokens is not None

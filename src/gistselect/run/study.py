@@ -19,6 +19,7 @@ from gistselect.run.choosing import Select
 from gistselect.run.engine import Engine
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import Plan, make_plans
+from gistselect.run.prefilter import loss_described, loss_told
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import remember
 from gistselect.run.scoring import SCORES
@@ -63,6 +64,8 @@ class Chosen:
     rows: frozenset[int]
     sources: Mapping[str, float]
     """Share of each source in the selection."""
+    lost: Mapping[str, Any] | None
+    """Share of the best rows that a prefilter left out, measured; None if there is no prefilter, or no sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,8 @@ def _compared(
     for method in plan.methods:
         method.score.run(reporter)
         method.select.run(reporter)
+        if said := loss_told(method.score, method.select.artifact.facts["n_selected"]):
+            reporter.say(said)
     assert plan.compare is not None
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{combination.selector}-{combination.budget.replace('%', 'percent')}")
     folder = config.output / COMBINATIONS / combination.target / name
@@ -200,6 +205,7 @@ def _chosen(combination: Combination, plan: Plan) -> list[Chosen]:
                 arm=name,
                 rows=frozenset(table["row"].to_pylist()),
                 sources=_shares(Counter(table["source"].to_pylist())),
+                lost=loss_described(select.score, table.num_rows),
             )
         )
     return found

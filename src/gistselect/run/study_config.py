@@ -42,6 +42,10 @@ class StudyConfig(RunConfig):
     def _one_of_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, int, float)) else value
 
+    @property
+    def budgets_asked(self) -> tuple[str | int | float, ...]:
+        return self.budgets or (self.budget,)
+
     def variants(self) -> list[Combination]:
         """A run for each target, selector and budget, all in this folder.
 
@@ -51,7 +55,7 @@ class StudyConfig(RunConfig):
         tasks = load_tasks(self.target, self.data_dir, self.target_group, self.heldout, self)
         found = []
         for (name, task), selector, budget in product(
-            zip(self.target, tasks, strict=True), self.selectors or (self.selector,), self.budgets or (self.budget,)
+            zip(self.target, tasks, strict=True), self.selectors or (self.selector,), self.budgets_asked
         ):
             own = task.heldout if isinstance(task, Custom) else None
             values = {"target": (name,), "heldout": (own,) if own else (), "selector": selector, "budget": budget}

@@ -82,8 +82,17 @@ def _shared(study: Mapping[str, Any], target: str, budget: str) -> list[str]:
             mix = list(one["sources"].items())[:SHOWN_SOURCES]
             pool = study["pool_sources"]
             told = (f"{_cell(name)} {share:.0%} (pool {pool.get(name, 0):.0%})" for name, share in mix)
-            lines.append(f"- {_cell(one['arm'])}, {one['selector']}: {', '.join(told)}")
+            lost = f". {_lost(one['lost'])}" if one.get("lost") else ""
+            lines.append(f"- {_cell(one['arm'])}, {one['selector']}: {', '.join(told)}{lost}")
     return [*lines, ""]
+
+
+def _lost(lost: Mapping[str, float]) -> str:
+    """What a prefilter cost a selection."""
+    return (
+        f"The prefilter left out about {lost['share']:.1%} ({lost['low']:.1%} to {lost['high']:.1%}) of the pool's "
+        f"{lost['of_best_rows']:,} best rows"
+    )
 
 
 def _write_csv(study: Mapping[str, Any], path: Path) -> None:

@@ -69,6 +69,8 @@ class ValidateConfig(RunConfig):
                 "evaluate": False,
                 "evaluate_tasks": (),
                 "budget": 1,
+                # What was planted has a score each, or nobody could say where a method would place it.
+                "prefilter": None,
                 "output": folder,
             }
         )
