@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gistselect.run import ingest as ingest_stage
 from gistselect.run.engine import Inline, Scheduled
@@ -114,3 +117,22 @@ def test_a_node_leaves_and_another_joins(
     assert shards(job) == expected
     assert [line for line in reporter.said if "left" in line]
     assert len(marks(job, "at")) == SHARDS + 1
+
+
+@pytest.mark.slow
+def test_the_node_that_a_command_starts_gives_the_same_bytes(config: dict[str, Any], tmp_path: Path) -> None:
+    """One node, an actor a core: without --ray-address the command brings its own cluster, and takes it along."""
+    alone = run(config, output=tmp_path / "alone")
+    options = tmp_path / "options.yaml"
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+    options.write_text(yaml.safe_dump({**given, "output": str(tmp_path / "ray")}))
+    small = "from gistselect.run import ingest; ingest.SHARD_ROWS = 12; from gistselect.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", small, "run", "--config", str(options), "--engine", "ray"],
+        env={**os.environ, "RAY_memory_monitor_refresh_ms": "0", "RAY_object_store_memory": str(80 * 2**20)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(alone)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gistselect.errors import ConfigError, MissingDependencyError
+from gistselect.run import ingest
 from gistselect.run.crew import Event, Failed, Joined, Left, answered
 from gistselect.run.jobs import Job
 from gistselect.run.scheduling import Assignment
@@ -144,7 +145,7 @@ class RayCrew:
     def _start(self, worker: str) -> str:
         need = {"num_gpus": 1} if self._resource == "GPU" else {"num_cpus": 1}
         made = self._type.options(max_restarts=-1, max_task_retries=RETRIES, **need)
-        self._actors[worker] = made.remote(os.getcwd())
+        self._actors[worker] = made.remote(os.getcwd(), ingest.SHARD_ROWS)
         self._asked[self._actors[worker].node.remote()] = worker
         return worker
 
@@ -162,9 +163,11 @@ class RayCrew:
 class _Worker:
     """The actor: opens what a job needs once, and does one part after another."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, shard_rows: int) -> None:
+        from gistselect.run import ingest
         from gistselect.run.sources import Sources
 
+        ingest.SHARD_ROWS = shard_rows  # a shard is the same everywhere
         self._folder = folder
         self._sources = Sources()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gistselect.errors import ConfigError
+from gistselect.run import ingest
 from gistselect.run.crew import Advanced, Event, Failed, Opened, answered
 from gistselect.run.jobs import Job
 from gistselect.run.scheduling import Assignment
@@ -147,7 +148,7 @@ class _Process:
         )
         theirs.close()
         self.connection: Any = Connection(ours.detach())
-        self.say(pickle.dumps(sys.path))
+        self.say(pickle.dumps((sys.path, ingest.SHARD_ROWS)))
 
     @property
     def is_alive(self) -> bool:

@@ -35,8 +35,11 @@ def main(handle: int) -> None:
     connection = Connection(handle)
     orders: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, orders), daemon=True).start()
-    sys.path[:] = pickle.loads(orders.get())
+    sys.path[:], shard_rows = pickle.loads(orders.get())
+    from gistselect.run import ingest
     from gistselect.run.sources import Sources
+
+    ingest.SHARD_ROWS = shard_rows  # a shard is the same everywhere
 
     desk = Desk(connection, Sources())
     while True:
