@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.run.store import Store, publish, read_table, write_table
+from gistselect.run.store import Store, publish, read_batches, read_table, table_writer, write_table
 
 
 def test_another_input_is_another_artifact(tmp_path: Path) -> None:
@@ -63,3 +64,17 @@ def test_what_is_published_does_not_change_with_its_copy(tmp_path: Path) -> None
     publish(tmp_path / "store" / "selected.jsonl", tmp_path / "selected.jsonl")
     (tmp_path / "selected.jsonl").write_text("edited")
     assert (tmp_path / "store" / "selected.jsonl").read_text() == "{}"
+
+
+def test_a_table_that_is_read_in_pieces_is_never_whole_in_memory(tmp_path: Path) -> None:
+    """Scores of millions of rows for many targets are larger than memory."""
+    values = np.random.default_rng(0).standard_normal((16, 1 << 16))
+    with table_writer(tmp_path / "large.parquet", pa.schema({"x": pa.float64()})) as writer:
+        for group in values:
+            writer.write_table(pa.table({"x": group}))
+    before, held, found = pa.total_allocated_bytes(), [], []
+    for batch in read_batches(tmp_path / "large.parquet", ["x"]):
+        found.append(batch.column(0).to_numpy().copy())
+        held.append(pa.total_allocated_bytes() - before)
+    assert np.array_equal(np.concatenate(found), values.reshape(-1))
+    assert max(held) < 6 * values[0].nbytes

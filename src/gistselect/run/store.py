@@ -263,7 +263,8 @@ def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterato
     """A table a piece at a time. Raises `ArtifactMismatchError` if the file is missing or damaged."""
     verify(path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Buffered ahead, every row group that was read would stay in memory until the last.
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
