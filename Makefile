@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow check wheel-check install clean
+.PHONY: demo test test-slow check audit wheel-check install clean
 
 demo: install
 	$(BIN)/gistselect demo --output runs/demo
@@ -31,6 +31,11 @@ check: install
 
 wheel-check: install
 	$(BIN)/python tools/check_wheel.py
+
+# Known faults of the tested versions. It asks a database on the network (pypi.org, osv.dev), so it is no part of `check`.
+audit: install
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 install: $(VENV)/installed
 
