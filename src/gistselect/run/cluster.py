@@ -40,7 +40,12 @@ class RayCrew:
         self._ray = ray
         if not ray.is_initialized():
             try:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    include_dashboard=False,
+                )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"no Ray cluster answers at --ray-address {address}: {error}. Start one with 'ray start --head', "
