@@ -38,3 +38,11 @@ def dense_gist(G: np.ndarray, groups: list[str], pool: np.ndarray, share: float 
     names = list(dict.fromkeys(groups))
     t = np.stack([q[[g == name for g in groups]].mean(0) for name in names])
     return (f @ t.T) / np.linalg.norm(f, axis=1)[:, None] / np.linalg.norm(t, axis=1)
+
+
+def dense_ekfac(gradients: np.ndarray, left: np.ndarray, right: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """(out·in,) damped inverse curvature times a direction, for gradients (n, out, in) of one matrix and its factors'
+    eigenvectors: (U ⊗ W) diag(s) (U ⊗ W)ᵀ + 0.1 mean(s), as one dense matrix."""
+    s = np.mean([(left.T @ one @ right) ** 2 for one in gradients], axis=0)
+    K = np.kron(left, right)
+    return np.linalg.solve(K @ np.diag(s.ravel()) @ K.T + 0.1 * s.mean() * np.eye(s.size), direction)

@@ -13,11 +13,14 @@ import torch
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from peft import PeftModel
+from safetensors.numpy import load_file
+from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dense_reference import dense_ekfac
 from gistselect.errors import ArtifactMismatchError, DataError
 from gistselect.linalg.curvature import BlockCurvature
-from gistselect.model.curvature import Preconditioner, estimate_curvature
+from gistselect.model.curvature import FLOOR, Preconditioner, estimate_curvature
 from gistselect.model.engine_config import EngineConfig
 from gistselect.model.gradients import GradientEngine
 from gistselect.representations.ekfac import EKFAC
@@ -146,6 +149,58 @@ def test_curvature_of_another_adapter_is_refused(tmp_path: Path) -> None:
         Preconditioner(tmp_path / "nothing", facts, 1, 0.1)
 
 
+def assert_inverts_its_own_gradients(engine: GradientEngine, rows: list[Example], folder: Path) -> None:
+    """H⁻¹ q of the engine equals a dense damped inverse made of the gradients that the same engine gives."""
+    gradients = engine.gradients(rows).astype(np.float64)
+    found = solved(engine, rows, folder, gradients[:2].T.copy())
+    squares = [np.square(gradients[:, place]).mean() for place in _places(engine)]
+    stored = {name: value for path in folder.glob("part-*") for name, value in load_file(path).items()}
+    moved = [square > FLOOR * max(squares) for square in squares]
+    assert sum(moved) > len(moved) / 2
+    for place, block, moves in zip(_places(engine), engine.parameters, moved, strict=True):
+        if not moves:  # but for rounding
+            assert not found[place].any()
+            continue
+        U, W = (stored[f"{block.name}/{side}"].astype(np.float64) for side in ("left", "right"))
+        for side in (U, W):
+            assert_allclose(side.T @ side, np.eye(len(side)), atol=1e-5)
+        of_block = gradients[:, place].reshape(-1, *block.shape)
+        for query in range(2):
+            expected = dense_ekfac(of_block, U, W, gradients[query, place])
+            error = np.linalg.norm(found[place, query] - expected) / np.linalg.norm(expected)
+            assert error < 1e-3
+
+
+def test_a_bfloat16_model_has_its_curvature_in_float32(tmp_path: Path) -> None:
+    engine = GradientEngine(language_model(FAMILIES["llama"], torch.bfloat16))
+    assert engine.dtype == torch.float32
+    assert_inverts_its_own_gradients(engine, ROWS, tmp_path)
+
+
+def test_scores_of_a_bfloat16_model_are_those_of_the_same_weights_in_float32(config: dict[str, Any]) -> None:
+    """As far as gradients in bfloat16 are; the order of the rows stays."""
+    values = {**config, "representation": ("ekfac",)}
+    adapter = adapter_of(run(values, until="warmup"))
+    rounded = config["output"].with_name("rounded")
+    AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.bfloat16).save_pretrained(rounded)
+    AutoTokenizer.from_pretrained(config["model"]).save_pretrained(rounded)
+    tables = [
+        pq.read_table(
+            run(
+                {**values, "model": str(rounded), "output": config["output"].with_name(dtype), "adapter": adapter},
+                dtype=dtype,
+            )
+            / "scores.parquet"
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    for name in ("score/sums/a", "score/sums/b", "score/sums/c", "captured_energy"):
+        exact, found = (table[name].to_numpy() for table in tables)
+        assert np.isfinite(found).all()
+        assert spearmanr(exact, found)[0] > 0.97
+        assert np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.1
+
+
 # --- the whole method ---------------------------------------------------------------------------------------
 
 
@@ -202,14 +257,11 @@ def test_it_equals_a_dense_damped_inverse_from_the_same_factors(
     for block in range(len(gradients[0])):
         sides = [np.concatenate([row[block][side] for row in tokens]) for side in (0, 1)]
         U, W = (np.linalg.eigh(side.T @ side)[1] for side in sides)
-        s = np.mean([(U.T @ row[block] @ W) ** 2 for row in gradients], axis=0)
-        K = np.kron(U, W)
-        damped = K @ np.diag(s.ravel()) @ K.T + 0.1 * s.mean() * np.eye(s.size)
         for group in "abc":
             q = np.mean(
                 [one[block].ravel() for one, of in zip(query_gradients, groups, strict=True) if of == group], axis=0
             )
-            direction = np.linalg.solve(damped, q)
+            direction = dense_ekfac(np.stack([row[block] for row in gradients]), U, W, q)
             scores[group] += [row[block].ravel() @ direction for row in gradients]
     norms = np.array([np.sqrt(sum((block**2).sum() for block in row)) for row in gradients])
     found = pq.read_table(output / "scores.parquet").to_pydict()

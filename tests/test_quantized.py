@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from gistselect.model.loading import LanguageModel, ModelConfig, load_model, wei
 from gistselect.training.recipe import TrainingConfig
 from gistselect.training.train import merge_adapter, train
 from gistselect.types import Example
+from test_ekfac import assert_inverts_its_own_gradients
 
 pytest.importorskip("bitsandbytes")
 Bits = Literal["8bit", "4bit"]
@@ -87,14 +89,28 @@ def test_a_run_from_warm_up_to_comparison(tiny_model: Path, tmp_path: Path, bits
         *("--pool", str(conversations(tmp_path / "pool.jsonl", 0, 20))),
         *("--target", str(conversations(tmp_path / "target.jsonl", 20, 24))),
         *("--heldout", str(conversations(tmp_path / "heldout.jsonl", 30, 34))),
-        *("--budget", "4", "--evaluate", "--train-seeds", "0", "--warmup-share", "0.5"),
+        *(
+            "--representation",
+            "gist",
+            "ekfac",
+            "--budget",
+            "4",
+            "--evaluate",
+            "--train-seeds",
+            "0",
+            "--warmup-share",
+            "0.5",
+        ),
         *(part.format("warmup") for part in recipe),
         *(part.format("finetune") for part in recipe),
     ]
     main(arguments)
     assert len((output / "selected.jsonl").read_bytes().splitlines()) == 4
     (comparison,) = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
-    assert {row["arm"] for row in comparison["rows"]} == {"before", "GIST", "random rows"}
+    assert {row["arm"] for row in comparison["rows"]} == {"before", "GIST", "EK-FAC", "random rows"}
+    scores = pq.read_table(output / "methods" / "ekfac" / "scores.parquet")
+    assert np.isfinite(scores["score"].to_numpy()).all()
+    assert scores["score"].to_numpy().std() > 0
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -131,6 +147,19 @@ def test_gradients_are_the_derivative_of_the_loss(tiny_model: Path, bits: Bits) 
     start = sum(sizes[:place])
     slope = float(gradient[start : start + sizes[place]] @ direction.flatten().numpy())
     assert (losses[0] - losses[1]) / (2 * STEP) == pytest.approx(slope, rel=2e-2)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_curvature_is_that_of_the_gradients_through_quantized_weights(
+    loaded: Callable[[Bits], LanguageModel], bits: Bits, tmp_path: Path
+) -> None:
+    adapted = attach_adapter(loaded(bits), AdapterConfig(rank=2, dropout=0.0), seed=0)
+    torch.manual_seed(0)
+    for name, value in adapted.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    with GradientEngine(adapted) as engine:
+        assert_inverts_its_own_gradients(engine, examples(9), tmp_path)
 
 
 def test_a_stored_checkpoint_trains_and_is_given_back(stored: ModelConfig, tmp_path: Path) -> None:
