@@ -278,7 +278,9 @@ def files_block() -> str:
     """Which command wrote which file, at which commit."""
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
-        made = json.loads(path.read_text(encoding="utf-8")).get("made", {})
+        made = json.loads(path.read_text(encoding="utf-8")).get("made")
+        if made is None:  # Of another page: docs/reliability.md.
+            continue
         rows.append(
             [f"`{path.name}`", f"`{made.get('command', '')}`", made.get("model", ""), f"{made.get('commit', '')[:7]}"]
         )
