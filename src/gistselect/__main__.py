@@ -6,7 +6,8 @@ import sys
 
 from gistselect import cli
 from gistselect.errors import GistSelectError
-from gistselect.terminal import Terminal, quiet_libraries
+from gistselect.loudness import spoken
+from gistselect.terminal import Terminal
 from gistselect.training import ranks
 
 
@@ -22,8 +23,8 @@ def main() -> None:
         else:
             from gistselect.training.train import carry_out
 
-            quiet_libraries()
-            ranks.follow(carry_out)
+            with spoken(quiet=True, verbose=False):
+                ranks.follow(carry_out)
     except GistSelectError as error:  # of the processes among each other; those of a command are said by it
         Terminal(stderr=True).print(f"gistselect: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
