@@ -8,7 +8,7 @@ from typing import Protocol
 
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.run.crew import Advanced, Crew, Done, Failed, Joined, Left, Opened
-from gistselect.run.jobs import Job, rows_of
+from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter, Step
 from gistselect.run.scheduling import Assignment, Limits, Lost, Schedule
 from gistselect.run.sources import Sources
@@ -56,7 +56,7 @@ class Inline:
         """See `Engine`."""
         amounts = job.amounts
         with (
-            reporter.step(name, total=sum(amounts), unit=job.unit, rows=rows_of(job)) as step,
+            reporter.step(name, total=sum(amounts), unit=job.unit, rows=job.n_rows) as step,
             self._sources.listening(step.advance),
         ):
             for index, amount in enumerate(amounts):
@@ -90,7 +90,7 @@ class Scheduled:
             raise ConfigError("a model given as an object cannot leave its process; use --engine inline.")
         amounts = job.amounts
         missing = {index: float(amount) for index, amount in enumerate(amounts) if job.pending(index)}
-        with reporter.step(name, total=sum(amounts), unit=job.unit, rows=rows_of(job)) as step:
+        with reporter.step(name, total=sum(amounts), unit=job.unit, rows=job.n_rows) as step:
             step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
             limits = replace(self._limits, seconds=UNHURRIED) if job.takes_its_time else self._limits
             schedule = Schedule(missing, limits)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.run.cells import Fit, Preparation
+from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources, SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fits:
+class Fits(Job):
     """Pending fits, or the preparations before them, that read the same thing; each is a part."""
 
     source: SourceSpec
@@ -30,10 +31,6 @@ class Fits:
     @property
     def needs_live_model(self) -> bool:
         return self.source.needs_live_model
-
-    @property
-    def takes_its_time(self) -> bool:
-        return False
 
     def pending(self, index: int) -> bool:
         return not self.parts[index].artifact.is_complete
@@ -57,10 +54,6 @@ class Fits:
         if isinstance(part, Preparation):
             return f"what all targets of {part.representation.title} share"
         return f"the queries of {part.queries.target} for {part.representation.title}"
-
-    def give_up(self, index: int, reason: str) -> bool:
-        """Nothing can be scored without its target."""
-        return False
 
     def complete(self) -> None:
         """Raises `ArtifactMismatchError` if a fit is missing."""

@@ -22,13 +22,14 @@ from gistselect.run import ingest
 from gistselect.run.cells import Cell
 from gistselect.run.earlier import Stretch, taken
 from gistselect.run.ingest import RecordRows, TokenRows
+from gistselect.run.jobs import Job
 from gistselect.run.sources import Sources, SourceSpec
 from gistselect.run.store import LOST, Artifact, read_schema, read_table, write_table
 from gistselect.types import Example, Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(Job):
     """All pending cells with one source."""
 
     source: SourceSpec
@@ -61,10 +62,6 @@ class Pass:
     def needs_live_model(self) -> bool:
         """See `SourceSpec`."""
         return self.source.needs_live_model
-
-    @property
-    def takes_its_time(self) -> bool:
-        return False
 
     def pending(self, index: int) -> bool:
         """Whether some output of this shard is missing."""

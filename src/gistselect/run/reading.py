@@ -23,6 +23,7 @@ from gistselect.errors import ArtifactMismatchError
 from gistselect.run import ingest
 from gistselect.run.earlier import Read, files_read, renumbered, stretches
 from gistselect.run.ingest import RECORDS_SCHEMA, RecordRows, TokenRows, identity
+from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter, SilentReporter
 from gistselect.run.store import Artifact, Store, read_table, write_table
 from gistselect.types import Place, Record, Rejected
@@ -112,7 +113,7 @@ class ReadPool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadFiles:
+class ReadFiles(Job):
     """Files as a job: each is read by one worker, whatever ids others have."""
 
     parts: tuple[ReadPool, ...]
@@ -127,19 +128,12 @@ class ReadFiles:
         return [sum(path.stat().st_size for path in one.pool.files) for one in self.parts]
 
     @property
-    def needs_live_model(self) -> bool:
-        return False
-
-    @property
     def takes_its_time(self) -> bool:
         return True
 
     def pending(self, index: int) -> bool:
         """Whether a file has not been read."""
         return not self.parts[index].artifact.is_complete
-
-    def open(self, sources: Sources) -> None:
-        """Files need nothing."""
 
     def do(self, index: int, sources: Sources) -> None:
         """Read one file."""
@@ -148,10 +142,6 @@ class ReadFiles:
     def describe(self, index: int) -> str:
         """Its name."""
         return self.parts[index].pool.parts[0].name
-
-    def give_up(self, index: int, reason: str) -> bool:
-        """How many rows it has, nobody knows."""
-        return False
 
     def complete(self) -> None:
         """Nothing: what is missing is read by the process that puts the files together."""

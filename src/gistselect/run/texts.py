@@ -18,6 +18,7 @@ from gistselect.data.overlap import HASHES, Passages, Signatures, hashed_blocks,
 from gistselect.errors import ArtifactMismatchError
 from gistselect.run import ingest
 from gistselect.run.ingest import RecordRows
+from gistselect.run.jobs import Job
 from gistselect.run.store import Artifact, Store, read_table, write_table
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _DIGEST, _SIGNATURE = pa.binary(16), pa.list_(pa.uint32(), HASHES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPass:
+class TextPass(Job):
     """A job; what is not asked for is None."""
 
     records: RecordRows
@@ -91,24 +92,9 @@ class TextPass:
         """Usable rows of each shard."""
         return self.records.amounts
 
-    @property
-    def n_rows(self) -> int | None:
-        return None
-
-    @property
-    def needs_live_model(self) -> bool:
-        return False
-
-    @property
-    def takes_its_time(self) -> bool:
-        return False
-
     def pending(self, index: int) -> bool:
         """Whether a shard of some output is missing."""
         return not all(artifact.shard(index).is_file() for artifact in self.outputs)
-
-    def open(self, sources: Sources) -> None:
-        """Records need nothing."""
 
     def do(self, index: int, sources: Sources) -> None:
         """Read one shard, and write what is missing of it."""
@@ -138,10 +124,6 @@ class TextPass:
     def describe(self, index: int) -> str:
         """The rows of a shard."""
         return f"shard {index} of the records"
-
-    def give_up(self, index: int, reason: str) -> bool:
-        """No row may go unseen."""
-        return False
 
     def complete(self) -> None:
         """Gather what was found over all shards, and mark as done."""

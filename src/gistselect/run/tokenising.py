@@ -12,6 +12,7 @@ import pyarrow as pa
 from gistselect.run import ingest
 from gistselect.run.earlier import Stretch, taken
 from gistselect.run.ingest import COUNTS, IDENTITY, TOKENS_SCHEMA, RecordRows, identity
+from gistselect.run.jobs import Job
 from gistselect.run.sources import Sources
 from gistselect.run.store import LOST, Artifact, read_table, write_table
 from gistselect.types import Rejected
@@ -28,7 +29,7 @@ _PLACE = re.compile(r"^[^\n]*?, (?:line|row|object|item) \d+: ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenising:
+class Tokenising(Job):
     """The records of a pool, and what makes them tokens."""
 
     records: RecordRows
@@ -44,14 +45,6 @@ class Tokenising:
         return self.records.unit
 
     @property
-    def needs_live_model(self) -> bool:
-        return False
-
-    @property
-    def takes_its_time(self) -> bool:
-        return False
-
-    @property
     def amounts(self) -> list[int]:
         """Rows of each shard, usable or not."""
         n_rows, size = self.records.facts["n_rows"], ingest.SHARD_ROWS
@@ -60,9 +53,6 @@ class Tokenising:
     def pending(self, index: int) -> bool:
         """Whether a shard is missing."""
         return not self.artifact.shard(index).is_file()
-
-    def open(self, sources: Sources) -> None:
-        """The tokenizer came with the job."""
 
     def do(self, index: int, sources: Sources) -> None:
         """Tokenise one shard."""

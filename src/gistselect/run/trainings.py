@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.run.engine import Engine
+from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources
 from gistselect.run.store import Artifact
@@ -39,13 +40,8 @@ class Trainable(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Alone:
+class _Alone(Job, Protocol):
     """A job whose parts need no common source, and take as long as they take."""
-
-    @property
-    def needs_live_model(self) -> bool:
-        return False
 
     @property
     def takes_its_time(self) -> bool:
@@ -54,10 +50,6 @@ class _Alone:
     def open(self, sources: Sources) -> None:
         """Every part loads a model of its own; let go of another."""
         sources.close()
-
-    def give_up(self, index: int, reason: str) -> bool:
-        """Nothing can be compared without its trainings."""
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)
