@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from gistselect.data.config import ReadOptions
 from gistselect.data.parts import Rows
-from gistselect.data.pool import Pool
+from gistselect.data.pool import Pool, Reader
 from gistselect.data.stored import record_from_json, record_json
 from gistselect.data.templates import load_template
 from gistselect.data.tokens import encode
@@ -144,8 +144,9 @@ def main() -> None:
     while time.monotonic() < end:
         rows = [row(rng) for _ in range(200)]
         pool = Pool(parts=(Rows("fuzz", rows),), options=ReadOptions())
-        found = list(pool.rows())
-        assert len(found) == len(rows) == sum(one.n_rows for one in pool.summary())
+        reader = Reader(pool)
+        found = list(reader.part(0))
+        assert len(found) == len(rows) == sum(one.n_rows for one in reader.found)
         assert len({one.id for one in found}) == len(rows)
         places = {one.row: one.place for one in found if one.place is not None}
         assert len(pool.fetch(places)) == len(rows)
