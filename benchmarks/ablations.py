@@ -22,13 +22,10 @@ from numpy.typing import NDArray
 from ablation_variants import Variant, variants
 from gistselect.evaluation.ranking import spearman
 from gistselect.evaluation.results import ItemValues, group_codes
-from gistselect.evaluation.verdict import compare_values
 from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, item_weights
-from gistselect.run.arms import BASELINES, BEFORE, train_rows
-from gistselect.run.comparing import Compare
+from gistselect.run.arms import BASELINES, BEFORE
 from gistselect.run.config import RunConfig
-from gistselect.run.losses import measured_loss
 from gistselect.run.methods import Method
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import make_plan
@@ -39,8 +36,9 @@ from gistselect.run.store import locked, read_names, read_table
 from gistselect.run.validating import random_subsets, rows_in_question
 from gistselect.selection.baselines import random_rows
 from gistselect.streams import Stream, generator
-from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
-from trust_study import LEVEL, PIECES
+from study_arms import LEVEL, Arms, compared
+from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
+from trust_study import PIECES
 
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 RANDOM = BASELINES["random"]
@@ -106,12 +104,8 @@ def main(
     ]
     if lds_only:
         asked = [replace(one, trained=one.trained and not one.options) for one in asked]
-    options = {key: value for key, value in common.items() if key not in PLACES}
-    made = circumstances(
-        f"ablations.py --seed {seed}" + " --smollm2" * smollm2,
-        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
-        {**options, "train_seeds": train_seeds, "lds": LDS},
-    )
+    told = f"ablations.py --seed {seed}" + " --smollm2" * smollm2
+    made = circumstances(told, model_title(not smollm2), {**common, "train_seeds": train_seeds, "lds": LDS})
     path = results / f"ablations-{'smollm2' if smollm2 else 'demo'}-seed{seed}.json"
     reporter = Reporter()
     with locked(common["output"], "wait", reporter.say):
@@ -162,7 +156,7 @@ def score(common: dict[str, Any], some: Sequence[Variant], reporter: Reporter) -
     config = RunConfig.from_values({**common, **own, "representation": [one.representation for one in some]})
     plan = make_plan(config, "select", None)
     with opened(config, None) as (engine, sources):
-        prepare(plan, config, reporter, Clock(), sources, engine)
+        prepare(plan, config, reporter, Clock(reporter), sources, engine)
     found = []
     for variant, method in zip(some, plan.methods, strict=True):
         method.score.run(reporter)
@@ -201,66 +195,40 @@ def _scored(variant: Variant, method: Method) -> Scored:
 
 
 class Trial:
-    """Trainings under the reference's recipe, kept by their rows, and losses on held-out items."""
+    """The variants under the reference's recipe."""
 
     def __init__(self, common: dict[str, Any], seeds: Sequence[int], reporter: Reporter) -> None:
         self.config = RunConfig.from_values({**common, "representation": ["gist"], "evaluate": True})
         plan = make_plan(self.config, "evaluate", None)
         assert plan.compare is not None
-        self.compare: Compare = plan.compare
-        self.seeds, self.reporter = seeds, reporter
-        self.usable: NDArray[np.int64] = self.compare.recipe.tokens.columns(["row"])["row"].to_numpy()
-
-    def losses(self, rows: NDArray[np.int64], seed: int, name: str) -> ItemValues:
-        """Losses on the held-out items after training on pool rows (n,) that can be trained on."""
-        recipe, (target,) = self.compare.recipe, self.compare.heldout
-        training = train_rows(recipe, rows[np.isin(rows, self.usable)], seed, name, self.reporter)
-        adapter = training / training.facts["adapter"]
-        return measured_loss(recipe, target, name, adapter, training.folder.name, self.reporter)
+        self.arms, self.seeds = Arms(plan.compare, reporter), seeds
 
     def selections(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Every variant's loss after training, with its differences, and the arms that it is compared with."""
-        recipe, (target,) = self.compare.recipe, self.compare.heldout
-        seed = self.config.seed
+        seed, usable = self.config.seed, self.arms.usable
         n_rows = len(scored[0].selected)
         random = [
-            self.usable[random_rows(n_rows, len(self.usable), generator(seed, Stream.BASELINE_RANDOM, one))]
-            for one in self.seeds
+            usable[random_rows(n_rows, len(usable), generator(seed, Stream.BASELINE_RANDOM, one))] for one in self.seeds
         ]
         arms = [
-            (BEFORE, [measured_loss(recipe, target, BEFORE, None, None, self.reporter)]),
-            (RANDOM, [self.losses(rows, one, RANDOM) for rows, one in zip(random, self.seeds, strict=True)]),
+            (BEFORE, [self.arms.before()]),
+            (RANDOM, [self.arms.after(rows, one, RANDOM) for rows, one in zip(random, self.seeds, strict=True)]),
         ]
         for one in (one for one in scored if one.variant.trained):
             name = label(one.variant)
-            arms.append((name, [self.losses(one.selected, seed, f"{name}, seed {seed}") for seed in self.seeds]))
+            arms.append((name, [self.arms.after(one.selected, seed, f"{name}, seed {seed}") for seed in self.seeds]))
         reference = label(scored[0].variant)
-        comparison = compare_values(
-            arms,
-            rng=generator(seed, Stream.BOOTSTRAP, 0),
-            candidate=reference,
-            untrained=BEFORE,
-            references=(BEFORE, RANDOM, reference),
-            level=LEVEL,
-        )
-        named = {reference: "reference"}
-        return {
-            row.arm: {
-                **asdict(row.interval),
-                "n_runs": row.n_runs,
-                "against": {named.get(name, name): asdict(interval) for name, interval in row.against.items()},
-            }
-            for row in comparison.rows
-        }
+        references = (BEFORE, RANDOM, reference)
+        return compared(arms, candidate=reference, references=references, seed=seed, named={reference: "reference"})
 
     def predictions(self, scored: Sequence[Scored]) -> list[Interval]:
         """LDS of each variant over the same random subsets. A row without a score counts as one with the mean."""
         config = self.config
-        rows = rows_in_question(self.usable, LDS["validation_rows"], config.seed)
+        rows = rows_in_question(self.arms.usable, LDS["validation_rows"], config.seed)
         subsets = random_subsets(len(rows), round(0.1 * len(rows)), LDS["subsets"], config.seed)
         loss = np.array(
             [
-                _mean(self.losses(rows[chosen], LDS["train_seeds"][0], f"subset {number}"))
+                _mean(self.arms.after(rows[chosen], LDS["train_seeds"][0], f"subset {number}"))
                 for number, chosen in enumerate(subsets, start=1)
             ]
         )

@@ -7,7 +7,6 @@ Items and queries of targets that are no built-in task are rows of the pool's so
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,30 @@ import cyclopts
 import numpy as np
 import torch
 
-from gistselect.evaluation.results import ItemValues
-from gistselect.evaluation.verdict import compare_values
 from gistselect.files import write_json
-from gistselect.run.arms import BEFORE, train_rows
+from gistselect.run.arms import BEFORE
 from gistselect.run.config import RunConfig
-from gistselect.run.losses import measured_loss
 from gistselect.run.plan import make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.staffing import opened
 from gistselect.run.store import locked
-from gistselect.streams import Stream, generator
-from study_setup import DEMO, PLACES, REAL, RESULTS, SHARED, WORK, circumstances, model_folder, pool_lines, write_lines
+from study_arms import LEVEL, Arms, compared
+from study_setup import (
+    DEMO,
+    REAL,
+    RESULTS,
+    SHARED,
+    WORK,
+    circumstances,
+    model_folder,
+    model_title,
+    pool_lines,
+    write_lines,
+)
 from study_targets import SOURCES, OwnTargets
 
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
-ROWS, LEVEL = 64, 0.95
+ROWS = 64
 ITEMS = {"mmlu": 1, "bbh": 1, "xqa": 8}
 """Held-out items of each group; 40 of targets without groups."""
 IN_DOMAIN, RANDOM = "rows of its sources", "random rows"
@@ -86,22 +93,19 @@ def main(
         "representation": ["random"],
         "budget": 1,
     }
-    made = circumstances(
-        f"headroom.py --seed {seed}" + " --smollm2" * smollm2,
-        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
-        {key: value for key, value in common.items() if key not in PLACES} | {"draws": draws, "items": ITEMS},
-    )
+    told = f"headroom.py --seed {seed}" + " --smollm2" * smollm2
+    made = circumstances(told, model_title(not smollm2), {**common, "draws": draws, "items": ITEMS})
     found: list[dict[str, Any]] = []
     reporter = Reporter()
     for target in targets:
         config = RunConfig.from_values({**common, **own.options([target]), "heldout_items": ITEMS.get(target, 40)})
         found.append(
-            {"target": target, "sources": SOURCES[target], **compared(config, places[target], places[""], reporter)}
+            {"target": target, "sources": SOURCES[target], **judged(config, places[target], places[""], reporter)}
         )
         write_json(results / f"headroom-{name}-seed{seed}.json", {"made": made, "level": LEVEL, "targets": found})
 
 
-def compared(
+def judged(
     config: RunConfig, in_domain: list[list[int]], random: list[list[int]], reporter: Reporter
 ) -> dict[str, Any]:
     """Losses before training, after random rows and after rows of the target's sources, a draw for each seed."""
@@ -112,39 +116,16 @@ def compared(
         plan.records.run(reporter)
         with opened(config, None) as (engine, _):
             plan.tokens.run(reporter, engine)
-        recipe, (items,) = plan.compare.recipe, plan.compare.heldout
-        usable = recipe.tokens.columns(["row"])["row"].to_numpy()
-
-        def losses(rows: list[int], draw: int, name: str) -> ItemValues:
-            kept = np.array([row for row in rows if row in usable])
-            training = train_rows(recipe, kept, draw, name, reporter)
-            adapter = training / training.facts["adapter"]
-            return measured_loss(recipe, items, name, adapter, training.folder.name, reporter)
-
+        own = Arms(plan.compare, reporter)
         arms = [
-            (BEFORE, [measured_loss(recipe, items, BEFORE, None, None, reporter)]),
-            (RANDOM, [losses(rows, draw, RANDOM) for draw, rows in enumerate(random)]),
-            (IN_DOMAIN, [losses(rows, draw, IN_DOMAIN) for draw, rows in enumerate(in_domain)]),
+            (BEFORE, [own.before()]),
+            (RANDOM, [own.after(rows, draw, RANDOM) for draw, rows in enumerate(random)]),
+            (IN_DOMAIN, [own.after(rows, draw, IN_DOMAIN) for draw, rows in enumerate(in_domain)]),
         ]
-    comparison = compare_values(
-        arms,
-        rng=generator(config.seed, Stream.BOOTSTRAP, 0),
-        candidate=IN_DOMAIN,
-        untrained=BEFORE,
-        references=(BEFORE, RANDOM),
-        level=LEVEL,
-    )
     return {
-        "items": len(items.queries.examples),
-        "left_out": len(items.rejected),
-        "arms": {
-            row.arm: {
-                **asdict(row.interval),
-                "n_runs": row.n_runs,
-                "against": {name: asdict(one) for name, one in row.against.items()},
-            }
-            for row in comparison.rows
-        },
+        "items": len(own.items.queries.examples),
+        "left_out": len(own.items.rejected),
+        "arms": compared(arms, candidate=IN_DOMAIN, references=(BEFORE, RANDOM), seed=config.seed),
     }
 
 

@@ -21,7 +21,7 @@ from gistselect.run.plan import make_plans
 from gistselect.run.progress import Reporter
 from gistselect.run.study import run_study
 from gistselect.run.study_config import StudyConfig
-from study_setup import RESULTS, SHARED, WORK, circumstances, model_folder, pool_part
+from study_setup import RESULTS, SHARED, WORK, circumstances, model_folder, model_title, pool_part
 from study_sizes import SIZES, Size
 from study_targets import OWN, OwnTargets
 
@@ -91,7 +91,7 @@ def main(
     execute(_together(size, shared, own), reporter, last="features")
     told = f"quality.py --{name} --seed {seed} --threads {threads}"
     recorded = {**options, "pool_rows": size.pool_rows, "methods": size.methods, "heldout_items": size.heldout}
-    made = circumstances(told, "the embedded demo model" if size.demo else "SmolLM2-135M-Instruct", recorded)
+    made = circumstances(told, model_title(size.demo), recorded)
     found: dict[str, Any] = {}
     for config in pieces:
         study = run_study(config, reporter).described()

@@ -66,6 +66,11 @@ def model_folder(demo: bool) -> str:
     return str(files("gistselect.demo") / "model") if demo else str(study_model(default_cache()))
 
 
+def model_title(demo: bool) -> str:
+    """What a result calls that model."""
+    return "the embedded demo model" if demo else "SmolLM2-135M-Instruct"
+
+
 def pool_lines(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Every row of a LESS-style pool with the name of its source, as bytes, in the pool's order."""
     for path in sorted(folder.glob("*/*.jsonl")):
@@ -116,7 +121,8 @@ def often(smollm2: bool, data: Path, seed: int, work: Path) -> dict[str, Any]:
 
 
 def circumstances(command: str, model: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What a reader needs to make the same figures."""
+    """What a reader needs to make the same figures; options that name a place are left out."""
+    options = {name: value for name, value in options.items() if name not in PLACES}
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     ).stdout.strip()

@@ -18,11 +18,11 @@ from gistselect.files import read_json, write_json
 from gistselect.run.progress import Reporter
 from gistselect.run.validate_config import ValidateConfig
 from gistselect.run.validating import VALIDATION, random_subsets, validate
-from study_setup import PLACES, RESULTS, SHARED, WORK, circumstances, often
+from study_arms import LEVEL
+from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
 
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
-LEVEL = 0.95
 PIECES: dict[str, dict[str, Any]] = {
     "lds": {"measures": ["lds", "planted"], "validation_rows": 640, "subsets": 40, "train_seeds": [0]},
     "qld": {"measures": ["qld"], "validation_rows": 120, "removed_share": 0.1, "train_seeds": [0, 1]},
@@ -63,11 +63,8 @@ def main(
     torch.set_num_threads(threads)
     name = "smollm2" if smollm2 else "demo"
     common = often(smollm2, data, seed, work)
-    made = circumstances(
-        f"trust_study.py --seed {seed}" + " --smollm2" * smollm2,
-        "SmolLM2-135M-Instruct" if smollm2 else "the embedded demo model",
-        {name: value for name, value in common.items() if name not in PLACES} | {"pieces": PIECES},
-    )
+    told = f"trust_study.py --seed {seed}" + " --smollm2" * smollm2
+    made = circumstances(told, model_title(not smollm2), {**common, "pieces": PIECES})
     found = []
     for piece in pieces:
         config = ValidateConfig.from_values({**common, **PIECES[piece], "representation": METHODS})
