@@ -18,7 +18,7 @@ from gistselect.run import pipeline
 from tiny_runs import WARMUP, RecordingReporter, contents, row, run, write_rows
 
 REMEDY = "Make room or make the folder writable, then give the same command again"
-STAGES = {"records", "tokens", "warmup", "fit", "features", "measured", "scores", "selection"}
+STAGES = {"records", "tokens", "warmup", "fit", "features", "measured", "scores", "selection", "overlap", "stability"}
 TRAINED = {"arm", "train", "losses"}
 
 
