@@ -231,6 +231,23 @@ def test_a_calibrated_forecast_is_the_real_amount_on_a_clock_that_counts_tokens(
     assert loading < 0.1 * clock.tokens
 
 
+def test_a_prefilter_has_passes_of_its_own_and_spares_the_rest(config: dict[str, Any]) -> None:
+    def amounts(document: dict[str, Any]) -> dict[str, float]:
+        return {one["name"]: one["total"] for one in document["forecast"]["work"]}
+
+    more = {"budget": 4, "prefilter": "bm25:20%", "prefilter_sample": 5}
+    whole, narrowed = planned(config, seconds=0, budget=4), planned(config, seconds=0, **more)
+    (dear,) = (name for name in amounts(whole) if name.startswith("pool gradients"))
+    plan = make_plan(RunConfig.from_values({**config, **more}), "select", None)
+    share = plan.share_read("gradient")
+    assert 0.2 < share < 0.5
+    assert amounts(narrowed)[dear] == pytest.approx(share * amounts(whole)[dear])
+    assert [name for name in amounts(narrowed) if "BM25" in name], "what the prefilter reads is work too"
+    # BM25 keeps as many numbers of a row here as GIST does: one for each query, of every row.
+    expected = (1 + share) * whole["disk"]["features_bytes"]
+    assert narrowed["disk"]["features_bytes"] == pytest.approx(expected, abs=1)
+
+
 def test_a_sample_by_length_has_the_mean_of_all() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1, size=5000).astype(int)
     places = stratified(lengths, 64)

@@ -75,7 +75,7 @@ class Features:
                 job = self._pass(source, here, reporter)
                 for artifact in job.outputs:
                     artifact.begin()
-                engine.run(job, _pass_name(reads, checkpoint, here), reporter)
+                engine.run(job, pass_name(reads, checkpoint, here), reporter)
         sources.close()
 
     def _pass(self, source: SourceSpec, cells: Sequence[Cell], reporter: Reporter) -> Pass:
@@ -153,7 +153,7 @@ def _measured(cell: Cell) -> bool:
     return cell.measured is None or cell.measured.is_complete
 
 
-def _pass_name(reads: str, checkpoint: Checkpoint | None, cells: Sequence[Cell]) -> str:
+def pass_name(reads: str, checkpoint: Checkpoint | None, cells: Sequence[Cell]) -> str:
     what = {"gradient": "pool gradients", "hidden": "pool forward pass", "text": "pool text"}[reads]
     titles = ", ".join(dict.fromkeys(cell.representation.title for cell in cells))
     return f"{what} at {checkpoint.name} ({titles})" if checkpoint else f"{what} ({titles})"

@@ -132,8 +132,8 @@ def _warmup_tokens(plan: Plan, config: RunConfig) -> int:
     return math.ceil(plan.candidates.facts["n_tokens"] * config.warmup_share * plan.warmup.epochs[-1])
 
 
-def _stored(plan: Plan) -> str:
-    """Bytes of the features still to be made."""
+def feature_bytes(plan: Plan) -> tuple[int, bool]:
+    """Bytes of the features still to be made, and whether there are more whose width is not known."""
     total, unknown = 0.0, False
     n_rows = plan.candidates.facts["n_usable"]
     for stage in plan.passes:
@@ -144,6 +144,11 @@ def _stored(plan: Plan) -> str:
             width = cell.representation.width(queries[cell.fit.key] if cell.fit else 0)
             unknown |= width is None
             total += 4 * n_rows * plan.share_read(cell.representation.reads) * (width or 0)
+    return round(total), unknown
+
+
+def _stored(plan: Plan) -> str:
+    total, unknown = feature_bytes(plan)
     if not total and not unknown:
         return ""
     return f"at most {total / 1e6:,.0f} MB of features" + " and the sketches of the pool" * unknown

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gistselect.data.overlap import hashed_blocks
 from gistselect.data.stored import record_json
 from gistselect.run.config import RunConfig
+from gistselect.run.forecast import feature_bytes
 from gistselect.run.ingest import Rows, TokenRows
 from gistselect.run.plan import Plan
 from gistselect.run.rates import stratified
@@ -195,13 +196,7 @@ def segments(ids: NDArray[np.integer], supervised: NDArray[np.bool_], tokenizer:
 
 def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[str, Any]:
     """Bytes that the run still writes, as far as they are known, and those that are free."""
-    features, unknown = 0, False
-    queries = {fit.artifact.key: len(fit.queries.records) for fit in plan.features.fits}
-    for cell in plan.features.cells:
-        if not cell.features.is_complete:
-            width = cell.representation.width(queries[cell.fit.key] if cell.fit else 0)
-            unknown |= width is None
-            features += 4 * plan.candidates.facts["n_usable"] * (width or 0)
+    features, unknown = feature_bytes(plan)
     warmup = plan.warmup
     checkpoints = 0
     if isinstance(warmup, WarmUp) and not warmup.artifact.is_complete and checkpoint_bytes is not None:

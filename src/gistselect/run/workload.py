@@ -18,7 +18,7 @@ from gistselect.run.arms import BEFORE, FULL, Arm
 from gistselect.run.cells import Cell, Checkpoint, Fit, Preparation
 from gistselect.run.comparing import Compare
 from gistselect.run.config import RunConfig
-from gistselect.run.features import _pass_name as pass_name
+from gistselect.run.features import Features, pass_name
 from gistselect.run.ingest import SHARD_ROWS, Rows, TokenRows
 from gistselect.run.losses import Measured
 from gistselect.run.methods import Method
@@ -144,7 +144,10 @@ def is_done(cell: Cell) -> bool:
 
 def groups(plan: Plan) -> list[Group]:
     """The sources of a run, in the order in which they are first needed."""
-    features = plan.features
+    return [group for stage in plan.passes for group in _groups(stage)]
+
+
+def _groups(features: Features) -> list[Group]:
     kinds: dict[tuple[Reads, Checkpoint | None], None] = dict.fromkeys(
         (one.representation.reads, one.checkpoint) for one in (*features.fits, *features.cells)
     )
@@ -196,13 +199,15 @@ def _pass(plan: Plan, group: Group, rows: Rows) -> Work:
     outputs = [cell.features for cell in pending]
     outputs += [cell.measured for cell in pending if cell.measured is not None]
     todo = [not all(one.shard(index).is_file() for one in outputs) for index in range(len(amounts))] if pending else []
+    # Which rows a prefilter keeps is not known yet: every shard counts for its share.
+    share = plan.share_read(group.reads)
     return Work(
         stage="features",
         name=pass_name(group.reads, group.checkpoint, pending or group.cells),
         rate=pass_rate(plan, group),
         unit=rows.unit,
-        total=sum(amounts),
-        left=sum(amount for amount, missing in zip(amounts, todo, strict=False) if missing),
+        total=share * sum(amounts),
+        left=share * sum(amount for amount, missing in zip(amounts, todo, strict=False) if missing),
         parts=(len(amounts) - sum(todo), len(amounts)),
         parallel=True,
     )
