@@ -8,8 +8,6 @@ from typing import Any
 
 from study_setup import DEMO, REAL, SHORT
 
-EVERY_TARGET = ("gsm8k", "mmlu", "bbh", "xqa", "pubmedqa", "code", "law")
-"""Where `headroom.py` looked; of some it found little to gain, and the tables keep them as such."""
 POINTS = ("gist", "less", "rds")
 """Representations whose rows are points, which some selectors need."""
 SEVERAL = {"global_batch_size": 32, "device_batch_size": 32, "epochs": 4}

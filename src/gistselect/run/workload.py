@@ -3,7 +3,7 @@ multiplies by measured rates (`run/calibration.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -317,11 +317,3 @@ def loss_rate(compare: Compare) -> str:
 
 def _short(value: Any) -> str:
     return digest(value)[:12]
-
-
-def by_stage(works: list[Work]) -> Mapping[str, list[Work]]:
-    """The works of each stage, in order."""
-    found: dict[str, list[Work]] = {}
-    for one in works:
-        found.setdefault(one.stage, []).append(one)
-    return found
