@@ -17,6 +17,8 @@ from gistselect.run.scheduling import Limits
 from gistselect.run.sources import Sources
 from gistselect.run.store import Store
 from gistselect.run.trainings import Trainings, shares_trainings, train_together
+from gistselect.run.validate_config import ValidateConfig
+from gistselect.run.validating import validate
 from tiny_runs import WARMUP, RecordingReporter, row, run, write_rows
 
 
@@ -98,4 +100,36 @@ def test_arms_on_workers_are_those_of_one_process(config: dict[str, Any], tmp_pa
     assert judged(shared) == judged(alone)
     assert reporter.last["trainings"].done == reporter.last["trainings"].total
     assert reporter.last["target losses"].done == 9 * 6
+    assert not [name for name in reporter.last if name.startswith("train on")], "nothing is left to this process"
+
+
+@pytest.mark.slow
+def test_a_validation_on_workers_is_that_of_one_process(config: dict[str, Any], tmp_path: Path) -> None:
+    """Random subsets and removals are trained and measured by two workers: the same adapters, losses and verdicts."""
+    held = write_rows(tmp_path / "held.jsonl", [row(f"What is {i} and 5?", f"It is {i + 5}.") for i in range(6)])
+    values = {
+        **config,
+        "representation": ("bm25",),
+        "heldout": (str(held),),
+        "finetune": {**WARMUP, "epochs": 1, "adapter": {"rank": 2, "alpha": 4, "dropout": 0.2}},
+        "train_seeds": (0, 1),
+        "measures": ("lds", "qld"),
+        "subsets": 5,
+        "subset_share": 0.25,
+        "removed_share": 0.5,
+    }
+
+    def found(name: str, reporter: SilentReporter, **more: Any) -> list[Any]:
+        return validate(ValidateConfig.from_values({**values, **more, "output": tmp_path / name}), reporter)
+
+    reporter = RecordingReporter()
+    alone = found("alone", SilentReporter())
+    shared = found("local", reporter, engine="local", devices="cpu:2")
+    assert shared == alone
+    assert [one.measure for one in alone] == ["LDS", "QLD"]
+    assert results(tmp_path / "local") == results(tmp_path / "alone")
+    assert reporter.last["trainings"].done == reporter.last["trainings"].total
+    assert reporter.last["target losses"].done == 4 * 6, (
+        "of QLD, the last: two seeds without the best rows, two without random ones"
+    )
     assert not [name for name in reporter.last if name.startswith("train on")], "nothing is left to this process"
