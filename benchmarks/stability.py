@@ -109,7 +109,7 @@ def main(n_rows: int, rank: int, draws: int, folder: Path) -> None:
         select.artifact.complete(n_selected=len(chosen))
         start, seconds = resident(), time.monotonic()
         processor = time.process_time()
-        stability = Stability.planned(select, draws, 0, store)
+        stability = Stability.planned(select, (), draws=draws, most=0, seed=0, store=store)
         stability.run(SilentReporter())
         print(
             f"{selector}: {n_rows:,} rows x {rank} x {len(TARGETS)} targets, {draws} draws: "

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from gistselect.cli import main
 from gistselect.errors import ConfigError
 from gistselect.registry import names, resolve
 from gistselect.representations.interface import Representation
@@ -122,6 +123,17 @@ def test_it_says_what_it_is(name: str, one: Representation) -> None:
         assert part in document, f"the module of {name} does not say {part!r}"
     undescribed = [field for field, info in kind.model_fields.items() if not info.description]
     assert not undescribed
+
+
+def test_the_command_line_says_all_of_it(name: str, one: Representation, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["methods", name])
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (one.title, one.definition, one.unscored, "Cost of a row:", *type(one).model_fields):
+        assert text in said
+    how = "measured, f" if one.can_be_resampled else f"not measured: {one.not_resampled}"
+    assert f"Stability of a selection: {how}" in said
+    main(["methods"])
+    assert name in capsys.readouterr().out
 
 
 def test_it_is_frozen_can_be_sent_and_has_keys(name: str, one: Representation, defaults: RunConfig) -> None:

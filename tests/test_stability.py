@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from gistselect.linalg.bootstrap import cosine_of_means, drawn_counts, mean_of_c
 from gistselect.representations.interface import Features, Queries
 from gistselect.representations.specification import label
 from gistselect.run import ingest, passes, stability
+from gistselect.run.apart import counts_of, set_apart
 from gistselect.run.cells import load_fit
 from gistselect.run.config import RunConfig
 from gistselect.run.passes import read_features
 from gistselect.run.plan import Plan, make_plan
-from gistselect.run.rescored import counts_of
 from tiny_runs import WARMUP, RecordingReporter, row, run, write_pool, write_rows, write_target
 
 DRAWS, BUDGET = 13, 10
@@ -59,6 +60,12 @@ def shown(output: Path, name: str) -> dict[str, float]:
     folder = output / "methods" / label(name)
     table = pq.read_table((folder if folder.is_dir() else output) / "selection.parquet")
     return dict(zip(table["id"].to_pylist(), table["stability"].to_pylist(), strict=True))
+
+
+def chosen_by(output: Path, name: str) -> list[str]:
+    """The ids that a method selected."""
+    folder = output / "methods" / label(name)
+    return pq.read_table((folder if folder.is_dir() else output) / "selection.parquet")["id"].to_pylist()
 
 
 def reference(plan: Plan, selector: str) -> dict[str, dict[str, float]]:
@@ -154,32 +161,98 @@ def test_every_draw_equals_a_plain_recomputation(
 
 
 def test_a_draw_is_a_run_with_the_queries_drawn(values: dict[str, Any], tmp_path: Path) -> None:
-    """From the files on: whoever writes the drawn queries into a target file and runs again gets that selection."""
-    target = Path(values["target"][0])
-    lines = target.read_text(encoding="utf-8").splitlines()
-    plain = {**values, "checkpoints": (), "checkpoint_weights": ()}
-    plain |= {"target": (str(target),), "representation": ("rds",)}
-    output = run(plain, output=tmp_path / "run", stability_draws=4)
-    (target_of_run,) = plan_of(plain, output).targets
-    counts = counts_of(target_of_run.queries, 4, 0)
-    kept = dict.fromkeys(shown(output, "rds"), 0)
-    for draw, times in enumerate(counts):
+    """From the files on: whoever writes the drawn queries into target files and runs again gets that selection."""
+    names = ("rds", "bm25", "ekfac", "ekfac:divide_by_norm=true", "dsir:smoothing=1", "length")
+    n = 4
+    plain = {**values, "representation": names}
+    output = run(plain, output=tmp_path / "run", stability_draws=n)
+    counts = [counts_of(one.queries, n, 0) for one in plan_of(plain, output).targets]
+    kept = {name: dict.fromkeys(shown(output, name), 0) for name in names}
+    for draw in range(n):
         folder = tmp_path / f"draw-{draw}"
         folder.mkdir()
-        drawn = [line for line, count in zip(lines, times, strict=True) for _ in range(count)]
-        (folder / target.name).write_text("\n".join(drawn), encoding="utf-8")
-        again = run(plain, target=(str(folder / target.name),), output=folder / "run", stability_draws=0)
-        for one in pq.read_table(again / "selection.parquet")["id"].to_pylist():
-            if one in kept:
-                kept[one] += 1
-    assert shown(output, "rds") == {one: count / 4 for one, count in kept.items()}
+        for target, of_target in zip(map(Path, values["target"]), counts, strict=True):
+            lines = target.read_text(encoding="utf-8").splitlines()
+            drawn = [line for line, times in zip(lines, of_target[draw], strict=True) for _ in range(times)]
+            (folder / target.name).write_text("\n".join(drawn), encoding="utf-8")
+        targets = tuple(str(folder / Path(one).name) for one in values["target"])
+        again = run(plain, target=targets, output=folder / "run", stability_draws=0)
+        for name in names:
+            for one in chosen_by(again, name):
+                if one in kept[name]:
+                    kept[name][one] += 1
+    for name in names:
+        assert shown(output, name) == {one: count / n for one, count in kept[name].items()}, name
+    moved = {name for name in names if min(kept[name].values()) < n}
+    assert moved >= {"rds", "bm25", "ekfac", "dsir:smoothing=1"}
+
+
+def test_what_is_kept_for_the_draws_moves_nothing_and_is_bounded(values: dict[str, Any], tmp_path: Path) -> None:
+    names = ("bm25", "ekfac", "dsir", "length")
+    values = {**values, "representation": names}
+    plain = run(values, output=tmp_path / "plain", stability_draws=0)
+    drawn = run(values, output=tmp_path / "drawn", stability_draws=3)
+    before, after = ({one.name for one in (folder / "artifacts").iterdir()} for folder in (plain, drawn))
+    added = sorted(name.partition("-")[0] for name in after - before)
+    # Of each method a fit for both targets (of EK-FAC at both checkpoints) and what the pass keeps by it.
+    assert before < after
+    assert added == ["features"] * 10 + ["fit"] * 10 + ["stability"] * 4
+    for name in names:
+        folders = [one if name == "bm25" else one / "methods" / name for one in (plain, drawn)]
+        for file in ("scores.parquet", "selected.jsonl"):
+            assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    widths = {
+        pq.read_schema(path).field("features").type.list_size
+        for name in after - before
+        for path in (drawn / "artifacts" / name).glob("shard-*.parquet")
+    }
+    # Seven queries in three groups, four in one: a number a query, or for each of three draws one a group.
+    assert widths == {7, 4, 9, 3}
+    reporter = RecordingReporter()
+    bounded = run(values, reporter, output=tmp_path / "bounded", stability_draws=3, stability_columns=7)
+    assert None not in shown(bounded, "bm25").values()
+    assert None not in shown(bounded, "ekfac").values()
+    assert set(shown(bounded, "dsir").values()) == {None}
+    (said,) = [line for line in reporter.said if line.startswith("The stability of DSIR")]
+    assert "9 numbers a row" in said
+    assert "--stability-columns allows 7" in said
+    for stage in ("features", "select"):
+        wide = run(values, output=tmp_path / "bounded", stability_draws=3, stability_columns=9, until=stage)
+    assert shown(wide, "dsir") == shown(drawn, "dsir")
+
+
+def test_a_finished_run_makes_no_pass_for_its_stability_alone(values: dict[str, Any], tmp_path: Path) -> None:
+    values = {**values, "representation": ("ekfac", "bm25")}
+    fresh, output = run(values, output=tmp_path / "fresh"), run(values, output=tmp_path / "run", stability_draws=0)
+    reporter = RecordingReporter()
+    run(values, reporter, output=output)
+    assert "stability" not in pq.read_table(output / "selection.parquet").column_names
+    assert len([line for line in reporter.said if "'gistselect features' makes it in a pass" in line]) == 2
+    run(values, output=output, until="features")
+    run(values, output=output, until="select")
+    for name in values["representation"]:
+        assert shown(output, name) == shown(fresh, name)
+
+
+def test_draws_that_no_target_would_have_are_not_judged(values: dict[str, Any], tmp_path: Path) -> None:
+    """A query without a word has no say; a draw of such queries alone ranks no row by DSIR, and stops nothing."""
+    said = [row("What is 1 and 3?", "The answer is 4."), row("?", "!"), row("...", "!?")]
+    target = write_rows(tmp_path / "odd.jsonl", said)
+    names = ("bm25", "dsir:noise=false", "length")
+    output = run({**values, "representation": names}, target=(str(target),), output=tmp_path / "run")
+    for name in names:
+        assert all(0 <= one <= 1 for one in shown(output, name).values())
+    queries = plan_of({**values, "target": (str(target),)}, tmp_path / "plan").targets[0].queries
+    apart = set_apart(queries, "draws", 5, 0)
+    assert pickle.loads(pickle.dumps(apart)).groups == apart.groups
+    assert_array_equal(apart.column_numbers, np.repeat(queries.column_numbers, 5))
 
 
 @pytest.mark.parametrize("selector", ["top_k", "round_robin", "vote"])
 def test_shards_memory_and_the_order_of_the_pool_do_not_matter(
     values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selector: str
 ) -> None:
-    names = ("gist", "rds")
+    names = ("gist", "rds", "bm25", "dsir")
     values = {**values, "representation": names, "selector": selector}
     expected = run(values, output=tmp_path / "first")
     lines = Path(values["pool"][0]).read_bytes().split(b"\n")
@@ -216,7 +289,7 @@ def test_without_draws_there_is_no_column_and_nothing_else_changes(values: dict[
 
 
 def test_what_cannot_be_said_is_null_with_the_reason(values: dict[str, Any], tmp_path: Path) -> None:
-    names = ("bm25", "ekfac", "loss_drop:learning_rate=0.01", "perplexity", "random")
+    names = ("loss_drop:learning_rate=0.01", "perplexity", "random", "length:order=longest")
     reporter = RecordingReporter()
     output = run(values, reporter, representation=names, output=tmp_path / "run")
     methods = json.loads((output / "manifest.json").read_bytes())["methods"]

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from gistselect import registry
 from gistselect.cli import app
+from gistselect.representations.description import drawn_anew
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "options.md"
 SAME_OPTIONS = "run"
@@ -124,7 +125,7 @@ def _representations() -> Iterator[str]:
     for name in registry.names("representation"):
         kind = registry.resolve("representation", name)
         yield f"### `{name}`\n"
-        yield f"{kind.title}. Reads: {kind.reads}. Score: {kind.definition}.\n"
+        yield f"{kind.title}. Reads: {kind.reads}. Score: {kind.definition}. Stability: {drawn_anew(kind)}.\n"
         lines = [
             f"| `{option}` | {_value(field.default)} | {_prose(field.description or '')} |"
             for option, field in kind.model_fields.items()

@@ -1,4 +1,4 @@
-"""Commands that look at a finished run: its page, the reasons of a row, and its spectrum."""
+"""Commands that look: at a finished run's page, the reasons of a row and its spectrum, and at the methods there are."""
 
 from __future__ import annotations
 
@@ -86,8 +86,31 @@ def spectrum(folder: Path) -> None:
     Terminal().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
 
 
+def methods(name: str | None = None) -> None:
+    """Say which methods there are; of one, what it computes, its source and cost, and when to use it.
+
+    Typical use:
+
+        gistselect methods
+        gistselect methods ekfac
+
+    Parameters
+    ----------
+    name:
+        A name as in --representation; by default all are listed.
+    """
+    from gistselect.representations.description import described, overview
+
+    if name is None:
+        print_table("Methods (--representation)", overview())
+        Terminal().print("All about one of them: gistselect methods NAME", markup=False, highlight=False)
+        return
+    Terminal().print("\n\n".join(described(name)), markup=False, highlight=False, soft_wrap=True)
+
+
 def register(app: App) -> None:
     """Give the command line these commands."""
     app.command(report)
     app.command(explain)
     app.command(spectrum)
+    app.command(methods)

@@ -1,8 +1,8 @@
 """BM25: how much of a query's wording a row shares, weighted by how rare the words are in the pool.
 
 Robertson & Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), with the idf of Lucene, which
-is never negative. Loads no model. Cost of a row: reading its text twice; 4 bytes stored for each group of a target.
-Use it as the rival that every dearer method has to beat.
+is never negative. Loads no model. Cost of a row: reading its text twice; 4 bytes stored for each group of a target,
+and 4 for each of its queries if their draws are to be told. Use it as the rival that every dearer method has to beat.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gistselect.errors import DataError
 from gistselect.representations.interface import (
     Fitted,
     FloatArray,
+    KeptApart,
     Prepared,
     Queries,
     ScoredText,
@@ -44,6 +45,11 @@ class BM25(ScoredText):
         "no unit, higher is nearer)"
     )
     unscored: ClassVar[str] = "its score is not finite; check the row's text"
+
+    @property
+    def apart(self) -> KeptApart:
+        """A group's score is the mean of its queries' scores; idf and mean length are the pool's."""
+        return "queries"
 
     def fit(self, queries: Queries, at: TextSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """Weights of the queries' words, from one pass over the pool's text.

@@ -9,8 +9,9 @@ every word that no query has costs about ten nats and short rows win: `smoothing
 `noise` adds Gumbel noise, whose k largest are k draws without replacement. Ours alone are the words (those of BM25,
 without punctuation; the published code has NLTK's) and the hash. The pool's multinomial is fitted on all of its rows.
 
-Loads no model. Cost of a row: reading its text twice; 4 bytes stored for each group of a target. Use it for large
-targets, a few thousand queries or more, and where the selection should be spread as the target is.
+Loads no model. Cost of a row: reading its text twice; 4 bytes stored for each group of a target, and 4 more for each
+draw of its queries if those are to be told. Use it for large targets, a few thousand queries or more, and where the
+selection should be spread as the target is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
 from gistselect.linalg.hashing import fingerprints, mixed
 from gistselect.representations.interface import (
+    Apart,
     Fitted,
     FloatArray,
     Prepared,
@@ -84,14 +86,16 @@ class DSIR(ScoredText):
         of_queries = np.zeros((len(queries.group_names), self.buckets))
         for row, record in zip(queries.group_of, queries.records, strict=True):
             of_queries[row] += np.bincount(self.ngrams(record), minlength=self.buckets)
-        if len(empty := np.flatnonzero(of_queries.sum(axis=1) == 0)):
+        n_words = of_queries.sum(axis=1)
+        if len(empty := np.flatnonzero(n_words == 0)) and not isinstance(queries, Apart):
             group = queries.group_names[empty[0]]
             where = f"group {group!r} of target {queries.target!r}" if group else f"target {queries.target!r}"
             raise DataError(f"no query of {where} has a word; dsir cannot rank for it.")
         assert prepared is not None
         of_pool = prepared.arrays["of_pool"]
         of_queries += self.smoothing
-        shares = of_queries / of_queries.sum(axis=1, keepdims=True)
+        n_words = of_queries.sum(axis=1, keepdims=True)
+        shares = np.divide(of_queries, n_words, out=np.full(of_queries.shape, np.nan), where=n_words > 0)
         pool_shares = of_pool / max(of_pool.sum(), 1)
         arrays = {
             "log_ratio": np.log(shares + NEVER_ZERO) - np.log(pool_shares + NEVER_ZERO),

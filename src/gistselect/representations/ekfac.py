@@ -4,8 +4,9 @@ Influence functions with eigenvalue-corrected Kronecker factors (Grosse et al., 
 1806.03884), for the adapter alone. H is the second moment of the per-example gradients of a seeded sample of the pool
 (the empirical Fisher), approximated for each LoRA matrix in the eigenbasis of its Kronecker factors, and damped. The
 score <g(z), H⁻¹ q_j> needs one direction for each group of a target, so the pool's pass is GIST's with fewer columns.
-Cost of a row: one backward pass and 2·p·n_group FLOP, 4·n_group bytes stored; once for each checkpoint two backward
-passes over the sample, and 4·(in² + out²) bytes for each matrix. Use it where plain cosines find too little: a few
+Cost of a row: one backward pass and 2·p·n_group FLOP, 4·n_group bytes stored, and the same for n_query more if their
+draws are to be told; once for each checkpoint two backward passes over the sample, and 4·(in² + out²) bytes for each
+matrix. Use it where plain cosines find too little: a few
 directions that all rows share dominate them, and curvature divides those away.
 """
 
@@ -23,10 +24,12 @@ from gistselect.errors import DataError
 from gistselect.linalg.similarity import share_in_span
 from gistselect.representations.interface import (
     NO_GRADIENT,
+    Apart,
     Features,
     Fitted,
     FloatArray,
     GradientSource,
+    KeptApart,
     Prepared,
     Queries,
     Reads,
@@ -64,9 +67,6 @@ class EKFAC(Representation):
         "weighted over checkpoints"
     )
     unscored: ClassVar[str] = NO_GRADIENT
-    not_resampled: ClassVar[str] = (
-        "of a row's gradient it keeps the products with the groups' mean queries alone, not with single queries"
-    )
     score_only: ClassVar[frozenset[str]] = frozenset({"divide_by_norm"})
 
     @property
@@ -76,6 +76,11 @@ class EKFAC(Representation):
     @property
     def fit_inputs(self) -> dict[str, Any]:
         return {"damping": self.damping}
+
+    @property
+    def apart(self) -> KeptApart:
+        """The mean gradient of a group is one of single queries, and so is what the curvature makes of it."""
+        return "queries"
 
     def width(self, n_queries: int) -> int:
         """One number for each group; at most one a query."""
@@ -121,7 +126,7 @@ class EKFAC(Representation):
                 f"the gradient of query {queries.examples[bad].id!r} is not finite; check its text, or use "
                 "--dtype float32."
             )
-        if not (lengths := np.diag(solve.gram)).all():
+        if not (lengths := np.diag(solve.gram)).all() and not isinstance(queries, Apart):
             raise DataError(
                 f"the gradients of group {names[int(np.argmin(lengths))]!r} of target {queries.target!r} cancel out, "
                 "or no row of the pool's sample moves what they move; give other queries, or a larger ekfac:rows=."

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 Reads = Literal["text", "hidden", "gradient"]
 """What a pass reads of a row: its records, a forward pass, or its gradient."""
+KeptApart = Literal["queries", "draws"]
+"""What scores are kept for beside those of the groups, for the stability of a selection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,18 @@ class Queries:
     def column_numbers(self) -> NDArray[np.int64]:
         """(n_group,) numbers of target and group, which tell the random draws of score columns apart."""
         return fingerprints(f"{self.target}\0{group}" for group in self.group_names).view(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart(Queries):
+    """Queries of a target in other groups, `number/group` each: what a single query, or one draw of them, says for a
+    group of the target. A fit takes them as any others, but judges no group: a draw may hold what no target would."""
+
+    @property
+    def column_numbers(self) -> NDArray[np.int64]:
+        """Those of the groups that they speak for, so that every draw has the noise of the target itself."""
+        own = (name.partition("/")[2] for name in self.group_names)
+        return fingerprints(f"{self.target}\0{name}" for name in own).view(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +179,7 @@ class Representation(BaseModel, ABC):
     score_only: ClassVar[frozenset[str]] = frozenset()
     """Options that only the scores depend on, not what is kept of a row."""
     not_resampled: ClassVar[str] = "its scores do not follow from what is kept of single queries"
-    """Why `resampled` has nothing to say, where that is so."""
+    """Why queries cannot be drawn anew, where that is so."""
     former: ClassVar[Mapping[str, str]] = {}
     """Options that are no more, each with what stands in its place."""
     has_points: ClassVar[bool] = False
@@ -256,14 +270,23 @@ class Representation(BaseModel, ABC):
         """What stands for each group had each query been drawn `counts` (n_draws, n_query) times, instead of once.
 
         `groups` (n_query,) is the score column of each query. None where that would take new gradients, trainings or a
-        reading of the pool; see `not_resampled`.
+        reading of the pool; see `apart` and `not_resampled`.
+        """
+        return None
+
+    @property
+    def apart(self) -> KeptApart | None:
+        """What the passes keep beside the scores, so that queries can be drawn anew without `resampled`.
+
+        `queries`: the scores for every query as a group of its own, whose mean is the group's score. `draws`: the
+        scores for the queries of every draw. None where `resampled` does without, or nothing helps.
         """
         return None
 
     @property
     def can_be_resampled(self) -> bool:
-        """Whether `resampled` says anything."""
-        return type(self).resampled is not Representation.resampled
+        """Whether other queries can be drawn in the place of those that were given."""
+        return self.apart is not None or type(self).resampled is not Representation.resampled
 
     def directed(self, kept: Features, fitted: Fitted) -> FloatArray:
         """Rows (n, d) whose inner products with the mixtures of `resampled` are their scores at a checkpoint."""
@@ -289,7 +312,11 @@ class ScoredText(Representation, ABC):
     """A representation of text that keeps nothing of a row but its scores."""
 
     reads: ClassVar[Reads] = "text"
-    not_resampled: ClassVar[str] = "it keeps a row's scores alone, and other queries would need its text again"
+
+    @property
+    def apart(self) -> KeptApart | None:
+        """Those of every draw: the pass has the text at hand."""
+        return "draws"
 
     def width(self, n_queries: int) -> int:
         """One number for each group; at most one a query."""

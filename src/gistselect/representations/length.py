@@ -4,7 +4,7 @@ By default random rows whose lengths are distributed as the target's queries: th
 plus Gumbel noise, whose k largest are k draws without replacement in proportion to the weights (Efraimidis & Spirakis
 2006; Vieira 2014). `order=longest` and `order=shortest` take lengths as they are. A length is a number of words, so
 that no tokenizer is needed. Loads no model. Cost of a row: reading its text twice (once for `longest` and `shortest`);
-4 bytes stored for each group of a target.
+4 bytes stored for each group of a target, and 4 more for each draw of its queries if those are to be told.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gistselect.linalg.hashing import fingerprints
 from gistselect.representations.interface import (
     Fitted,
     FloatArray,
+    KeptApart,
     Prepared,
     Queries,
     ScoredText,
@@ -50,6 +51,12 @@ class Length(ScoredText):
         "first); with order=longest the number of words, with order=shortest its negative"
     )
     unscored: ClassVar[str] = "its score is not finite; this is a defect of gistselect"
+    not_resampled: ClassVar[str] = "with order=longest and order=shortest its score is the same whatever the queries"
+
+    @property
+    def apart(self) -> KeptApart | None:
+        """The lengths of other queries have other bins; longest and shortest ask none."""
+        return "draws" if self.order == "matched" else None
 
     @property
     def prepare_inputs(self) -> dict[str, Any] | None:

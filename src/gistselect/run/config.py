@@ -66,6 +66,10 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
     stability_draws: Annotated[int, Parameter(group=METHOD)] = Field(default=100, ge=0)
     """Times that the targets' queries are drawn anew, with replacement within their groups, to see how often each
     selected row stays selected; 0 leaves that out. No gradient is taken again, and no other result depends on it."""
+    stability_columns: Annotated[int, Parameter(group=METHOD)] = Field(default=300, ge=0)
+    """Most numbers (4 bytes each) that the passes keep of a row and target for that alone, for methods whose scores say
+    too little: bm25 and ekfac one for each query (of ekfac also a direction as large as the adapter), dsir and length
+    one for each draw and group. Where it takes more, the stability of that method is not measured; 0 keeps none."""
 
     adapter: Annotated[Path | None, Parameter(group=WARMUP)] = None
     """PEFT adapter folder to take gradients at; skips the warm-up."""

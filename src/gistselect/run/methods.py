@@ -105,9 +105,15 @@ def make_prefilter(
 
 
 def make_method(
-    inputs: Inputs, label: str, representation: Representation, columns: tuple[Column, ...], *, first: bool
+    inputs: Inputs,
+    label: str,
+    representation: Representation,
+    columns: tuple[Column, ...],
+    apart: tuple[Column, ...],
+    *,
+    first: bool,
 ) -> Method:
-    """The stages of one method, with their keys.
+    """The stages of one method, with their keys; `apart` is what is kept of rows for its stability alone.
 
     Raises `ConfigError` if the selector needs what the representation does not keep.
     """
@@ -123,6 +129,10 @@ def make_method(
         output_format=config.output_format,
         texts=inputs.texts,
     )
+    stability = None
+    if draws := config.stability_draws:
+        bounds = {"draws": draws, "most": config.stability_columns, "seed": config.seed}
+        stability = Stability.planned(select, apart, **bounds, store=store)
     return Method(
         label=label,
         representation=representation,
@@ -130,7 +140,7 @@ def make_method(
         score=score,
         agreement=_agreement(inputs, columns, score.rows) if representation.is_approximate else None,
         select=select,
-        stability=Stability.planned(select, draws, config.seed, store) if (draws := config.stability_draws) else None,
+        stability=stability,
         folder=config.output if first else config.output / METHODS / label,
     )
 

@@ -16,7 +16,14 @@ def needed(plan: Plan) -> Plan:
     """
     if not plan.goes_to("score"):
         return plan
-    idle = {id(column) for method in plan.methods if not _reads_features(method, plan) for column in method.columns}
+    idle: set[int] = set()
+    for method in plan.methods:
+        stability = method.stability
+        if not _reads_features(method, plan):
+            idle |= {id(column) for column in method.columns}
+        # What only a stability reads is made in the pass that makes the scores, never in one of its own.
+        if stability and (method.score.artifact.is_complete or stability.artifact.is_complete):
+            idle |= {id(column) for column in stability.apart}
     columns = tuple(column for column in plan.features.columns if id(column) not in idle)
     return replace(plan, features=replace(plan.features, columns=columns))
 

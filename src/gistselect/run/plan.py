@@ -14,6 +14,7 @@ from gistselect.files import digest
 from gistselect.model.config import ModelConfig
 from gistselect.representations.interface import Reads
 from gistselect.run import ingest, warmup
+from gistselect.run.apart import lay_out_apart
 from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
@@ -269,9 +270,15 @@ class _Planner:
             name: tuple(lay_out(self.store, one, asked, checkpoints, keys))
             for name, one in self.representations.items()
         }
-        features = self._features(tuple(column for own in columns.values() for column in own), kept=keys.kept)
+        bounds = {"draws": config.stability_draws, "most": config.stability_columns, "seed": config.seed}
+        apart = {
+            name: lay_out_apart(self.store, one, asked, checkpoints, keys, **bounds)
+            for name, one in self.representations.items()
+        }
+        filled = (column for own in (*columns.values(), *apart.values()) for column in own)
+        features = self._features(tuple(filled), kept=keys.kept)
         methods = tuple(
-            make_method(inputs, name, one, columns[name], first=index == 0)
+            make_method(inputs, name, one, columns[name], apart[name], first=index == 0)
             for index, (name, one) in enumerate(self.representations.items())
         )
         compare = None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gistselect.linalg.bootstrap import Mixture, drawn_counts
-from gistselect.representations.interface import Features, Fitted, Queries
+from gistselect.linalg.bootstrap import Mixture
+from gistselect.representations.interface import Apart, Features, Fitted, Representation
+from gistselect.run.apart import counts_of, mixture_of
 from gistselect.run.cells import Cell, Column, load_fit
 from gistselect.run.passes import read_features
 from gistselect.run.scored import ScoredPool, by_shard
 from gistselect.run.scoring import Score
 from gistselect.selection.selector import Blocks, FloatArray
-from gistselect.streams import Stream, generator
 
 
 class Rescored:
@@ -23,15 +23,17 @@ class Rescored:
     In single precision, so that the order of a sum decides no tie: rows with the same features are equal.
     """
 
-    def __init__(self, score: Score, draws: int, seed: int) -> None:
+    def __init__(self, score: Score, apart: Sequence[Column], draws: int, seed: int) -> None:
+        """`apart` is what was kept of the rows for this alone, target by target; empty if the features say all."""
         self.pool = ScoredPool(score)
-        self._score, self._weights = score, score.weights()
-        self._targets = [_Drawn(column, draws, seed) for column in score.columns]
+        self._weights = score.weights()
+        beside = apart or [None] * len(score.columns)
+        self._targets = [_Drawn(*pair, draws, seed) for pair in zip(score.columns, beside, strict=True)]
 
     @property
     def width(self) -> int:
         """Score columns: the groups of all targets."""
-        return sum(len(target.fits[0].groups) for target in self._targets)
+        return sum(target.n_groups for target in self._targets)
 
     def best(self, draws: slice) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Best scores (n, n_draws) of rows over all columns, shard by shard with the position of the first row."""
@@ -55,7 +57,7 @@ class Rescored:
 
     def _columns(self, shard: int, rows: NDArray[np.int64], draws: slice) -> Iterator[FloatArray]:
         """Scores (n, n_draws) of the rows of a shard for one column after the other."""
-        representation, kept = self._score.representation, dict[str, Features]()
+        kept: dict[str, Features] = {}
         for target in self._targets:
             mixtures = target.mixtures(draws)
             prepared = []
@@ -63,38 +65,47 @@ class Rescored:
                 key = cell.features.key
                 if key not in kept:
                     kept[key] = read_features(cell, shard, rows)
-                prepared.append(mixture.prepared(representation.directed(kept[key], fit)))
-            for group in range(len(target.fits[0].groups)):
-                parts = (one.scores(made, group) for one, made in zip(mixtures, prepared, strict=True))
-                yield sum(weight * part for weight, part in zip(self._weights, parts, strict=True))  # pyright: ignore[reportReturnType]
+                prepared.append(mixture.prepared(target.directed(kept[key], fit)))
+            for group in range(target.n_groups):
+                total = np.zeros((len(rows), draws.stop - draws.start))
+                for weight, one, made in zip(self._weights, mixtures, prepared, strict=True):
+                    total += weight * one.scores(made, group)
+                # A score may fail in a draw alone; then the row does not rank in it.
+                yield np.where(np.isfinite(total), total, -np.inf)
 
 
 class _Drawn:
     """One target: at each checkpoint its cell, its fit, and what stands for its groups in each draw."""
 
-    def __init__(self, column: Column, draws: int, seed: int) -> None:
+    def __init__(self, column: Column, beside: Column | None, draws: int, seed: int) -> None:
         """The same queries are drawn at every checkpoint, whatever other targets there are."""
         queries = column.entries[0][0].queries
         counts = counts_of(queries, draws, seed)
-        self.cells: list[Cell] = [cell for _, cell in column.entries]
-        self.fits: list[Fitted] = [load_fit(fit.artifact) for fit, _ in column.entries]
-        found = (column.representation.resampled(fit, queries.group_of, counts) for fit in self.fits)
+        self.n_groups = len(queries.group_names)
+        self._representation: Representation = column.representation
+        entries = (beside or column).entries
+        self.cells: list[Cell] = [cell for _, cell in entries]
+        self.fits: list[Fitted] = [load_fit(fit.artifact) for fit, _ in entries]
+        apart, kind = entries[0][0].queries, self._representation.apart
+        self._is_apart = isinstance(apart, Apart)
+        if isinstance(apart, Apart) and kind is not None:
+            found = [mixture_of(queries, apart, kind, counts)] * len(self.fits)
+        else:
+            found = [self._representation.resampled(fit, queries.group_of, counts) for fit in self.fits]
         self._mixtures = [one for one in found if one is not None]
         self._last: tuple[slice, list[Mixture]] | None = None
+
+    def directed(self, kept: Features, fit: Fitted) -> FloatArray:
+        """Rows (n, d) that the mixtures are multiplied with: of what is kept apart, the scores themselves."""
+        if self._is_apart:
+            return self._representation.score([kept], [fit], np.ones(1)).values
+        return self._representation.directed(kept, fit)
 
     def mixtures(self, draws: slice) -> list[Mixture]:
         """Of these draws; those asked for last are kept."""
         if self._last is None or self._last[0] != draws:
             self._last = (draws, [one.of(draws) for one in self._mixtures])
         return self._last[1]
-
-
-def counts_of(queries: Queries, draws: int, seed: int) -> NDArray[np.intp]:
-    """How often each query is drawn (n_draws, n_query), with replacement within its group."""
-    numbers = queries.column_numbers.view(np.uint64).tolist()
-    return drawn_counts(
-        queries.group_of, draws, [generator(seed, Stream.QUERY_BOOTSTRAP, number) for number in numbers]
-    )
 
 
 class DrawnPool(ScoredPool):

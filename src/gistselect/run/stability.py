@@ -1,6 +1,7 @@
 """Stability: how often each selected row stays selected when the queries of the targets are drawn anew.
 
 A bootstrap over queries within their groups, from what the pass over the pool has kept: no gradient is taken again.
+Some methods keep too little for it in their scores, and so more beside them (`run/apart.py`).
 What the queries determine beside the direction of their group is held fixed: for GIST the subspace itself.
 """
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.report.alerts import UNSTABLE
+from gistselect.run.apart import none_to_draw, too_many
+from gistselect.run.cells import Column
 from gistselect.run.choosing import SELECTION, Select
 from gistselect.run.progress import Reporter
 from gistselect.run.rescored import DrawnPool, Rescored
@@ -35,14 +38,23 @@ class Stability:
     select: Select
     draws: int
     seed: int
+    most: int
+    """Most numbers of a row and target that may be kept for this alone."""
+    apart: tuple[Column, ...]
+    """What is kept for this alone, target by target; empty where the features of the scores say all, or nothing."""
     artifact: Artifact
     name: ClassVar[str] = "stability"
 
     @classmethod
-    def planned(cls, select: Select, draws: int, seed: int, store: Store) -> Stability:
-        """The stage with its key."""
-        artifact = store.artifact("stability", VERSION, selection=select.artifact.key, draws=draws, seed=seed)
-        return cls(select=select, draws=draws, seed=seed, artifact=artifact)
+    def planned(
+        cls, select: Select, apart: tuple[Column, ...], *, draws: int, most: int, seed: int, store: Store
+    ) -> Stability:
+        """The stage with its key, in which what is kept apart stands where a method has need of it."""
+        beside = {}
+        if select.score.representation.apart is not None:
+            beside = {"apart": [[cell.features.key for _, cell in column.entries] for column in apart] or most}
+        artifact = store.artifact("stability", VERSION, selection=select.artifact.key, draws=draws, seed=seed, **beside)
+        return cls(select=select, draws=draws, seed=seed, most=most, apart=apart, artifact=artifact)
 
     def run(self, reporter: Reporter) -> None:
         """Write selection.parquet with the column into the artifact, or find that done.
@@ -70,13 +82,12 @@ class Stability:
         if not score.representation.can_be_resampled:
             return score.representation.not_resampled
         queries = [column.entries[0][0].queries for column in score.columns]
-        if all(len(one.group_names) == len(one.groups) for one in queries):
-            return "every group has a single query, so there is none to draw in its place"
-        return None
+        beside = too_many(score.representation, queries, self.draws, self.most) if score.representation.apart else None
+        return none_to_draw(queries) or beside
 
     @property
     def _has_features(self) -> bool:
-        entries = (entry for column in self.select.score.columns for entry in column.entries)
+        entries = (entry for column in self.apart or self.select.score.columns for entry in column.entries)
         return all(fit.artifact.is_complete and cell.features.is_complete for fit, cell in entries)
 
     @property
@@ -98,7 +109,7 @@ class Stability:
 
     def _shares(self, reporter: Reporter) -> FloatArray:
         """(n_selected,) share of the draws in which each row is selected, in the order of the selection."""
-        rescored = Rescored(self.select.score, self.draws, self.seed)
+        rescored = Rescored(self.select.score, self.apart, self.draws, self.seed)
         selected = self.select.table["row"].to_numpy()
         chosen = np.searchsorted(rescored.pool.rows, selected)
         one_column = isinstance(self._selector, TopK)
@@ -155,8 +166,8 @@ class Stability:
         title = self.select.score.representation.title
         if not self.artifact.is_complete:
             return (
-                f"The stability of {title} is not measured: what was kept of the rows was cleaned away ('gistselect "
-                "features' makes it anew)."
+                f"The stability of {title} is not measured: what it takes of the rows is not stored, or no longer "
+                "('gistselect features' makes it in a pass)."
             )
         facts = self.facts
         if facts["reason"]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.representations.interface import (
+    Apart,
     Features,
     Fitted,
     Prepared,
@@ -54,7 +55,7 @@ class Trial:
         """The rates of a group; `loading` is what opening the source took."""
         prepared = {one.representation: self._prepared(one) for one in group.preparations}
         fitted: dict[Representation, Fitted] = {}
-        for fit in sorted(group.fits, key=lambda one: -len(one.queries.records)):
+        for fit in sorted(group.fits, key=lambda one: (isinstance(one.queries, Apart), -len(one.queries.records))):
             if fit.representation not in fitted:
                 fitted[fit.representation] = self._fitted(fit, prepared.get(fit.representation))
         if not group.cells:

@@ -71,6 +71,7 @@ class ValidateConfig(RunConfig):
                 "budget": 1,
                 # What was planted has a score each, or nobody could say where a method would place it.
                 "prefilter": None,
+                "stability_draws": 0,
                 "output": folder,
             }
         )

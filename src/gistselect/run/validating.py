@@ -64,7 +64,8 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
     Raises `GistSelectError` and its kinds, before any work for all that can be known before it.
     """
     with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output):
-        plan = make_plan(config, "evaluate", None)
+        # Nothing is selected here.
+        plan = make_plan(config.model_copy(update={"stability_draws": 0}), "evaluate", None)
         if not (config.output / VALIDATE_YAML).exists():
             remember(config, VALIDATE_YAML)
         found: list[Trust] = []
