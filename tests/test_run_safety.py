@@ -59,7 +59,7 @@ def test_a_killed_run_continues_to_identical_files(config: dict[str, Any], tmp_p
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (config["output"] / "artifacts" / ".left.123-abc.part").write_text("half")
+    (config["output"] / "artifacts" / ".left.123-0123abcd.part").write_text("half")
     run(config)
     assert contents(config["output"]) == contents(alone)
     assert not list(config["output"].rglob("*.part"))
@@ -194,3 +194,39 @@ def test_a_folder_made_from_a_live_model_says_so(config: dict[str, Any]) -> None
     values = {**config, "model": "<live model>"}
     with pytest.raises(ConfigError, match="live model"):
         execute(RunConfig.from_values(values), SilentReporter())
+
+
+def test_what_a_run_did_not_write_stays(config: dict[str, Any]) -> None:
+    """A folder that holds other things: sources in a `methods/` of one's own, files that end as temporary ones do."""
+    folder = config["output"]
+    mine = {
+        "methods/solver/solver.py": "x = 1",
+        "methods/bm25/notes.txt": "keep",
+        "work/.draft.part": "half a draft",
+        "work/.data.12-0123abcd.part": "of another tool's folder",
+        ".song.part": "a part of a song",
+    }
+    for name, text in mine.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    outside = folder.parent / "elsewhere"
+    outside.mkdir()
+    (outside / "selected.jsonl").write_text("of another run")
+    (folder / "methods" / "linked").symlink_to(outside)
+    run(config, representation=("bm25", "length"))
+    assert (folder / "methods" / "length" / "selected.jsonl").is_file()
+    run(config, representation=("length", "bm25"))
+    assert not (folder / "methods" / "length").exists()
+    run(config, representation=("length",))
+    assert {name: (folder / name).read_text() for name in mine} == mine
+    assert not (folder / "methods" / "bm25" / "selected.jsonl").exists()
+    assert (outside / "selected.jsonl").read_text() == "of another run"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.html", "scores.parquet", "queries.jsonl"])
+def test_a_file_that_no_run_wrote_is_not_replaced(config: dict[str, Any], name: str) -> None:
+    config["output"].mkdir()
+    (config["output"] / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds '{name}' but no run.yaml"):
+        run(config, representation=("bm25",))
+    assert (config["output"] / name).read_text() == "mine"

@@ -27,6 +27,8 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """Full, beyond a quota or a limit, read-only: what only writers are told."""
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 """What readers are told too."""
+_OWN = re.compile(rf"\..*\.\d+-[0-9a-f]{{8}}{re.escape(LEFTOVER)}", re.DOTALL)
+"""Names that `_temporary` gives."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error")
 """How safetensors and torch.save say what the system told them: not as an OSError."""
@@ -167,15 +169,16 @@ def _content_digest(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_leftovers(folder: Path, apart_from: str | None = None) -> None:
-    """Remove what killed writers left below a folder, but for one of its folders.
+def remove_leftovers(folder: Path, below: Iterable[str] = ()) -> None:
+    """Remove what killed writers left in a folder, and at any depth in those of its folders that are named.
 
-    Only for a process that alone writes there.
+    Only for a process that alone writes there. A folder may hold what others own, so nothing else is looked at.
     """
-    for path in sorted(folder.rglob(f".*{LEFTOVER}")):
-        if path.relative_to(folder).parts[0] == apart_from:
+    inside = (path for name in below for path in (folder / name).rglob(f".*{LEFTOVER}"))
+    for path in sorted([*folder.glob(f".*{LEFTOVER}"), *inside]):
+        if not _OWN.fullmatch(path.name):
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from gistselect.run.results import (
     publish_prefilter,
     publish_scores,
     publish_selection,
+    refuse_foreign,
     retract_methods,
     write_manifest,
     write_rejected_queries,
@@ -52,6 +53,7 @@ def execute(
     and its kinds, before any work for all that can be known before it.
     """
     with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output), _given_back(live):
+        refuse_foreign(config.output)
         plan = needed(make_plan(config, last or config.last_stage, live))
         if not (config.output / RUN_YAML).exists():
             remember(config)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import filecmp
 import importlib.metadata
 import platform
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gistselect import __version__
-from gistselect.errors import ArtifactMismatchError
+from gistselect.errors import ArtifactMismatchError, ConfigError
 from gistselect.files import replacing, write_json, write_json_lines
 from gistselect.linalg.subspace import cumulative_variance, rank_for_variance
 from gistselect.report.spectrum import draw_spectrum
@@ -22,20 +22,30 @@ from gistselect.run.cells import FOLDER, load_fit
 from gistselect.run.choosing import REFUSED, SELECTED, SELECTION
 from gistselect.run.comparing import COMPARISON
 from gistselect.run.contamination import OVERLAP
-from gistselect.run.finished import MANIFEST, described
+from gistselect.run.finished import MANIFEST, QUERIES, described
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.plan import Plan
 from gistselect.run.prefilter import PLACED, Prefilter, loss_described
 from gistselect.run.progress import duration
+from gistselect.run.remember import RUN_YAML
 from gistselect.run.scoring import QUARANTINE, SAMPLED, SCORES, quarantine_entry
 from gistselect.run.store import Artifact, publish, read_table
+from gistselect.run.study_config import STUDY_YAML
 from gistselect.run.targets import Target
+from gistselect.run.validate_config import VALIDATE_YAML
 from gistselect.selection.budget import rows_for_budget
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "datasets")
 SPECTRUM = "spectrum.svg"
 REPORT = "report.html"
 SUBSPACE_JSON, SUBSPACE_ARRAYS = "subspace.json", "subspace.safetensors"
+OF_A_METHOD = (
+    *(SCORES, QUARANTINE, SAMPLED, SELECTION, SELECTED, REFUSED, OVERLAP),
+    *(SUBSPACE_JSON, SUBSPACE_ARRAYS, SPECTRUM),
+)
+"""Files that are published of a method, where they are."""
+OF_A_RUN = (MANIFEST, REPORT, QUERIES, COMPARISON, PLACED, "rejected_queries.jsonl")
+"""Those of the whole run."""
 
 
 def publish_scores(method: Method) -> None:
@@ -87,11 +97,27 @@ def publish_selection(method: Method, overlap: Artifact) -> None:
 
 
 def retract_methods(plan: Plan, output: Path) -> None:
-    """Remove the results of methods that this run does not have."""
+    """Remove the results of methods that this run does not have: files by their names, and a folder that they leave
+    empty. What else lies there is not ours, and a link is not followed."""
     kept = {method.folder for method in plan.methods}
     for folder in (output / METHODS).glob("*"):
-        if folder not in kept and folder.is_dir():
-            shutil.rmtree(folder)
+        if folder in kept or folder.is_symlink() or not folder.is_dir():
+            continue
+        for name in OF_A_METHOD:
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises `ConfigError` for a folder that no run has begun and that holds a file by the name of a result."""
+    if any((folder / name).is_file() for name in (RUN_YAML, STUDY_YAML, VALIDATE_YAML)):
+        return
+    if found := sorted(name for name in {*OF_A_METHOD, *OF_A_RUN} if (folder / name).exists()):
+        raise ConfigError(
+            f"--output {folder} holds {found[0]!r} but no {RUN_YAML}, so no run has put it there, and this one would "
+            "replace it; choose another folder, or remove the file."
+        )
 
 
 def _retract_selection(method: Method) -> None:

@@ -32,6 +32,9 @@ from gistselect.files import (
 
 IfBusy = Literal["wait", "refuse"]
 COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
+WRITTEN = ("artifacts", "methods", "combinations", "planted")
+"""Folders of a run folder that only the holder of its lock writes to: not `inputs`, where rows in memory are put before
+the lock is asked for."""
 LOST = b"lost"
 """Key of the reason for which a shard's rows were given up, in the metadata of its table."""
 SPENT = "seconds.jsonl"
@@ -166,8 +169,7 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
         say(f"Another process is at work in {folder}; waiting for it to finish.")
         lock.acquire()
     try:
-        # Rows in memory are written to `inputs` before the lock is asked for.
-        remove_leftovers(folder, apart_from="inputs")
+        remove_leftovers(folder, below=WRITTEN)
         with writable(folder):
             yield
     finally:
