@@ -3,6 +3,8 @@
     python benchmarks/kill.py --kills 100 --output /tmp/kill                  # the embedded model, all stages
     python benchmarks/kill.py --kills 20 --output /tmp/local -- --engine local --devices cpu:2
     python benchmarks/kill.py --kills 20 --output /tmp/study --command compare
+    python benchmarks/kill.py --kills 8 --output /tmp/read --at records tokens -- --until ingest
+    python benchmarks/kill.py --kills 8 --output /tmp/read --record read      # into benchmarks/results/kills.json
 
 What follows `--` is added to the command line; it may override all but the output. The process group gets SIGKILL at a
 random moment: of the work on an artifact drawn among those not done, of the writing of a result, or of the whole
@@ -26,16 +28,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gistselect
 
+RESULTS = Path(__file__).parent / "results" / "kills.json"
 DEMO = Path(gistselect.__file__).parent / "demo"
 LAUNCH = "from gistselect.run import ingest; ingest.SHARD_ROWS = 64; from gistselect.cli import main; main()"
 """The command, with shards so small that a run of seconds has several."""
-TIMES = {"manifest.json", "run.yaml", "study.yaml", "validate.yaml", "seconds.jsonl", ".lock", "report.html"}
+TIMES = {
+    "manifest.json",
+    "run.yaml",
+    "study.yaml",
+    "validate.yaml",
+    "seconds.jsonl",
+    "events.jsonl",
+    ".lock",
+    "report.html",
+}
 """Files that hold times or paths."""
 TIMED = {"comparison.json", "trainer_state.json", "curve.json", "complete.json", "study.json", "validation.json"}
 """JSON of which parts are times."""
@@ -57,7 +70,7 @@ class Whole:
     seconds: float
     files: dict[str, str]
     work: dict[str, float]
-    """Seconds between the beginning and the end of each artifact, by the name of its folder, in their order."""
+    """Seconds between the beginning and the end of each artifact, by its folder within the run's, in their order."""
 
 
 def command(name: str, output: Path, pool: Path, more: list[str]) -> list[str]:
@@ -125,18 +138,23 @@ def shards(folder: Path) -> dict[Path, int]:
 
 def kind(artifact: str) -> str:
     """The stage that makes an artifact."""
-    return artifact.rpartition("-")[0].lstrip(".")
+    return artifact.rpartition("/")[2].rpartition("-")[0].lstrip(".")
+
+
+def artifacts(folder: Path) -> list[Path]:
+    """Folders of the store, and of the one that `validate` fills beside it for planted rows."""
+    return [*(folder / "artifacts").glob("*"), *(folder / "planted" / "artifacts").glob("*")]
 
 
 def missing(folder: Path, whole: Whole) -> list[str]:
     """Artifacts that a run does not have yet."""
-    return [name for name in whole.work if not (folder / "artifacts" / name / "complete.json").is_file()]
+    return [name for name in whole.work if not (folder / name / "complete.json").is_file()]
 
 
 def place(folder: Path) -> str:
     """Where a run stands, from what it has begun and not ended."""
-    artifacts = [path for path in (folder / "artifacts").glob("*") if not (path / "complete.json").is_file()]
-    return "+".join(sorted({kind(path.name) for path in artifacts})) or "between artifacts"
+    begun = [path for path in artifacts(folder) if not (path / "complete.json").is_file()]
+    return "+".join(sorted({kind(path.name) for path in begun})) or "between artifacts"
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -161,15 +179,18 @@ def ended(process: subprocess.Popen[bytes], awaited: Path | None, seconds: float
     return True
 
 
-def aim(rng: random.Random, folder: Path, whole: Whole) -> tuple[Path | None, float]:
-    """When to kill: the file to wait for, and the seconds after it."""
-    undone = missing(folder, whole)
+def aim(rng: random.Random, folder: Path, whole: Whole, at: Sequence[str]) -> tuple[Path | None, float | None]:
+    """When to kill: the file to wait for, and the seconds after it. Of stages `at` alone, if some are named."""
+    undone = [name for name in missing(folder, whole) if not at or kind(name) in at]
+    if at:
+        name = rng.choice(undone) if undone else None
+        return (None, None) if name is None else (folder / name, rng.uniform(0, 1.1 * whole.work[name] + 0.02))
     unpublished = [name for name in PUBLISHED if not (folder / name).exists()]
     choice = rng.random()
     if choice < 0.6 and undone:
         of_kind = rng.choice(sorted({kind(name) for name in undone}))
         name = rng.choice([name for name in undone if kind(name) == of_kind])
-        return folder / "artifacts" / name, rng.uniform(0, 1.1 * whole.work[name] + 0.02)
+        return folder / name, rng.uniform(0, 1.1 * whole.work[name] + 0.02)
     if choice < 0.8 and unpublished:
         return folder / rng.choice(unpublished), rng.uniform(0, 0.05)
     return None, rng.uniform(0.1, 0.9) * whole.seconds
@@ -183,10 +204,12 @@ def uninterrupted(options: argparse.Namespace, pool: Path, more: list[str], log:
         began = time.monotonic()
         ended(start(command(options.command, folder, pool, more), log), None, None)
         seconds = time.monotonic() - began
-        artifacts = sorted((folder / "artifacts").iterdir(), key=lambda path: (path / "inputs.json").stat().st_mtime_ns)
         work = {
-            path.name: ((path / "complete.json").stat().st_mtime_ns - (path / "inputs.json").stat().st_mtime_ns) / 1e9
-            for path in artifacts
+            path.relative_to(folder).as_posix(): (
+                (path / "complete.json").stat().st_mtime_ns - (path / "inputs.json").stat().st_mtime_ns
+            )
+            / 1e9
+            for path in sorted(artifacts(folder), key=lambda path: (path / "inputs.json").stat().st_mtime_ns)
         }
         stored.write_text(json.dumps({"seconds": seconds, "files": files(folder), "work": work}))
     return Whole(**json.loads(stored.read_text()))
@@ -200,7 +223,7 @@ def one_run(
     shutil.rmtree(folder, ignore_errors=True)
     while True:
         before = shards(folder)
-        awaited, seconds = aim(rng, folder, whole) if places.total() < most else (None, None)
+        awaited, seconds = aim(rng, folder, whole, options.at) if places.total() < most else (None, None)
         process = start(arguments, log)
         done = ended(process, awaited, seconds)
         again = [path for path, changed in before.items() if not path.is_file() or path.stat().st_mtime_ns != changed]
@@ -219,17 +242,29 @@ def one_run(
     return places
 
 
+def record(name: str, counted: dict[str, Any]) -> None:
+    """Put the counts of a folder among those of the repository."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))
+    known["parts"][name] = counted
+    RESULTS.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in all, those of earlier calls on the folder counted")
     parser.add_argument("--command", choices=OPTIONS, default="run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=300, help="rows of the embedded pool")
+    parser.add_argument("--at", nargs="+", default=[], help="kill at work on artifacts of these stages alone")
+    parser.add_argument("--record", help="only put the counts of the folder into benchmarks/results, by this name")
     parser.add_argument("--seconds", type=float, help="begin no further run after this time")
     parser.add_argument("--output", type=Path, required=True, help="folder; one that was begun is continued")
     options, more = parser.parse_known_args()
     more = more[1:] if more[:1] == ["--"] else more
     began = time.monotonic()
+    if options.record:
+        record(options.record, json.loads((options.output / "kills.json").read_text(encoding="utf-8")))
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     pool, log, stored = (options.output / name for name in ("pool.jsonl", "log", "kills.json"))
     lines = [line for path in sorted(DEMO.rglob("*_data.jsonl")) for line in path.read_bytes().splitlines()]
