@@ -92,10 +92,28 @@ def test_a_study_is_continued_and_says_what_it_found(options: dict[str, Any]) ->
     assert pair["jaccard"] == pytest.approx(len(gist & bm25) / len(gist | bm25))
     for one in stored["sources"]:
         assert sum(one["sources"].values()) == pytest.approx(1)
+        assert 0 <= one["stability"]["mean"] <= 1
+    of = {(one["target"], one["budget"], one["arm"]): one["stability"]["mean"] for one in stored["sources"]}
+    for line in lines:
+        key = (line["target"], line["budget"], line["arm"])
+        assert (float(line["stability"]) if line["stability"] else None) == of.get(key)
+    assert f"| {of['sums', '20%', 'BM25']:.0%} |" in text
     # Another budget finds the passes done.
     more = RecordingReporter()
     study({**options, "budgets": (4, "20%", 7)}, more)
     assert not [name for name in more.last if name.startswith("pool ")]
+
+
+def test_a_study_with_scores_makes_no_pass_for_its_stability_alone(options: dict[str, Any]) -> None:
+    options = {**options, "representation": ("bm25", "ekfac"), "target": options["target"][:1]}
+    options |= {"heldout": options["heldout"][:1], "budgets": (4,), "train_seeds": (0,)}
+    first = study({**options, "stability_draws": 0})
+    assert [one.stability for one in first.chosen] == [None, None]
+    reporter = RecordingReporter()
+    again = study(options, reporter)
+    assert [one.stability for one in again.chosen] == [None, None]
+    assert not [name for name in reporter.last if name.startswith("pool ")]
+    assert [one.mean for one in again.findings] == [one.mean for one in first.findings]
 
 
 def test_the_command_line_compares(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

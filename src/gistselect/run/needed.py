@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from gistselect.representations.interface import Apart
 from gistselect.run.methods import Method
 from gistselect.run.plan import Plan
 
@@ -26,6 +28,24 @@ def needed(plan: Plan) -> Plan:
             idle |= {id(column) for column in stability.apart}
     columns = tuple(column for column in plan.features.columns if id(column) not in idle)
     return replace(plan, features=replace(plan.features, columns=columns))
+
+
+def needed_by(together: Plan, plans: Sequence[Plan]) -> Plan:
+    """The plan whose passes serve all others, without what only the stability of selections reads that have scores."""
+    wanted = {
+        cell.features.key
+        for plan in plans
+        for method in plan.methods
+        if method.stability and not method.score.artifact.is_complete
+        for column in method.stability.apart
+        for _, cell in column.entries
+    }
+    columns = tuple(
+        column
+        for column in together.features.columns
+        if not isinstance(column.entries[0][0].queries, Apart) or column.entries[0][1].features.key in wanted
+    )
+    return replace(together, features=replace(together.features, columns=columns))
 
 
 def _reads_features(method: Method, plan: Plan) -> bool:

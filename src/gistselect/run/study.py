@@ -17,6 +17,7 @@ from gistselect.files import write_json
 from gistselect.run.arms import BEFORE
 from gistselect.run.choosing import Select
 from gistselect.run.engine import Engine
+from gistselect.run.needed import needed_by
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import Plan, make_plans
 from gistselect.run.prefilter import loss_described, loss_told
@@ -66,6 +67,9 @@ class Chosen:
     """Share of each source in the selection."""
     lost: Mapping[str, Any] | None
     """Share of the best rows that a prefilter left out, measured; None if there is no prefilter, or no sample."""
+    stability: Mapping[str, Any] | None
+    """How often its rows stay selected when the queries are drawn anew (`mean`), or the `reason` why that is not known;
+    None with --stability-draws 0, or where what it takes is not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
         together, plans = make_plans(shared, [one.config for one in combinations], "evaluate")
         if not (config.output / STUDY_YAML).exists():
             remember(config, STUDY_YAML)
+        together = needed_by(together, plans)
         with opened(config, None) as (engine, sources):
             prepare(together, shared, reporter, Clock(reporter), sources, engine)
             findings: list[Finding] = []
@@ -156,6 +161,8 @@ def _compared(
     for method in plan.methods:
         method.score.run(reporter)
         method.select.run(reporter)
+        if method.stability:
+            method.stability.run(reporter)
         if said := loss_told(method.score, method.select.artifact.facts["n_selected"]):
             reporter.say(said)
     assert plan.compare is not None
@@ -194,9 +201,11 @@ def _metric(comparison: Comparison) -> str:
 def _chosen(combination: Combination, plan: Plan) -> list[Chosen]:
     assert plan.compare is not None
     selects = {arm.name: arm.select for arm in plan.compare.arms if arm.baseline is None}
+    stabilities = {one.select.artifact.key: one.stability for one in plan.methods}
     found = []
     for name, select in selects.items():
         table = select.table
+        stability = stabilities[select.artifact.key]
         found.append(
             Chosen(
                 target=combination.target,
@@ -206,6 +215,7 @@ def _chosen(combination: Combination, plan: Plan) -> list[Chosen]:
                 rows=frozenset(table["row"].to_pylist()),
                 sources=_shares(Counter(table["source"].to_pylist())),
                 lost=loss_described(select.score, table.num_rows),
+                stability=stability.facts if stability and stability.artifact.is_complete else None,
             )
         )
     return found

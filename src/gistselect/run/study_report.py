@@ -12,6 +12,8 @@ from gistselect.files import replacing
 from gistselect.report.figures import Dot, cost_chart, interval_chart
 
 SHOWN_SOURCES = 5
+STAYS = "stays selected"
+"""Column of the stability: in which share of the draws of the queries a selected row is selected."""
 Finding = Mapping[str, Any]
 
 
@@ -53,7 +55,7 @@ def markdown(study: Mapping[str, Any], charts: Mapping[str, Sequence[str]]) -> s
         if not budget:
             continue
         references = list(dict.fromkeys(name for one in findings for name in one["against"]))
-        head = ["arm", f"{metric}", *(f"minus {name}" for name in references), "seconds", "STR", "bytes a row"]
+        head = ["arm", f"{metric}", *(f"minus {name}" for name in references), "seconds", "STR", "bytes a row", STAYS]
         lines += [
             f"## {_cell(target)}, {budget} ({findings[0]['n_rows']:,} rows)",
             "",
@@ -62,7 +64,8 @@ def markdown(study: Mapping[str, Any], charts: Mapping[str, Sequence[str]]) -> s
         ]
         for one in [*filter(None, [before.get((target, metric))]), *findings]:
             differences = [one["against"].get(name) for name in references]
-            lines.append(_row([name_of(one), _interval(one), *map(_difference, differences), *_cost(one["cost"])]))
+            cells = [_interval(one), *map(_difference, differences), *_cost(one["cost"]), _stays(study, one)]
+            lines.append(_row([name_of(one), *cells]))
         lines += ["", *(f"- {_cell(sentence)}" for one in findings for sentence in one["verdicts"]), ""]
         lines += _shared(study, target, budget)
     for target, names in charts.items():
@@ -102,12 +105,13 @@ def _write_csv(study: Mapping[str, Any], path: Path) -> None:
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         ends = [f"minus {name}{end}" for name in references for end in ("", ", low", ", high")]
-        writer.writerow([*plain, *ends, *costs])
+        writer.writerow([*plain, *ends, *costs, "stability"])
         for one in study["findings"]:
             of = [one["against"].get(name, {}) for name in references]
             differences = [side.get(key) for side in of for key in ("mean", "low", "high")]
             cost = one["cost"] or {}
-            writer.writerow([*(one[name] for name in plain), *differences, *(cost.get(name) for name in costs)])
+            numbers = [*differences, *(cost.get(name) for name in costs), _stability(study, one)]
+            writer.writerow([*(one[name] for name in plain), *numbers])
 
 
 def summary_rows(study: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -127,9 +131,25 @@ def summary_rows(study: Mapping[str, Any]) -> list[dict[str, str]]:
                 "seconds": seconds,
                 "STR": ratio,
                 "bytes a row": stored,
+                STAYS: _stays(study, one),
             }
         )
     return rows
+
+
+def _stability(study: Mapping[str, Any], one: Finding) -> float | None:
+    """How often the rows of an arm stay selected; None of a baseline, and where it is not measured."""
+    place = [one[name] for name in _PLACE]
+    facts = next((chosen.get("stability") for chosen in study["sources"] if [chosen[n] for n in _PLACE] == place), None)
+    return (facts or {}).get("mean")
+
+
+def _stays(study: Mapping[str, Any], one: Finding) -> str:
+    share = _stability(study, one)
+    return "" if share is None else f"{share:.0%}"
+
+
+_PLACE = ("target", "budget", "selector", "arm")
 
 
 def name_of(one: Finding) -> str:
