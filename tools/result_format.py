@@ -24,6 +24,7 @@ TITLES = {
     "length": "Length",
     "random": "Random",
 }
+NOT_YET = "*Not measured yet.*\n"
 Interval = Mapping[str, float]
 
 

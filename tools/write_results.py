@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cascade_result import cascade_block
 from result_format import (
     DOCS,
+    NOT_YET,
     PLOTS,
     RESULTS,
     ROOT,
@@ -34,7 +36,6 @@ PAGES = (DOCS / "results.md", ROOT / "README.md")
 BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 MATHEMATICS = ("cot_gsm8k", "mawps", "svamp", "asdiv", "cot_aqua")
 BEFORE, RANDOM = "before", "random rows"
-NOT_YET = "*Not measured yet.*\n"
 
 
 def small() -> dict[str, Any] | None:
@@ -295,6 +296,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ablations": ablations_block,
     "headroom": headroom_block,
     "why": why_block,
+    "cascade": cascade_block,
     "speed": speed_block,
     "files": files_block,
 }
