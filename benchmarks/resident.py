@@ -80,7 +80,7 @@ def slope(seen: list[tuple[float, int]], n_rows: int) -> dict[str, Any]:
 
 
 def write_pool(path: Path, n_rows: int) -> None:
-    """Chats of 2 to 16 words each side."""
+    """Chats of 1 to 4 words each side."""
     said = [
         turn["content"]
         for file in sorted((DEMO / "data" / "train" / "processed").rglob("*.jsonl"))
@@ -92,7 +92,7 @@ def write_pool(path: Path, n_rows: int) -> None:
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for row in range(n_rows):
-            sides = [" ".join(rng.choice(words, size=rng.integers(2, 17))) for _ in range(2)]
+            sides = [" ".join(rng.choice(words, size=rng.integers(1, 5))) for _ in range(2)]
             turns = [{"role": role, "content": side} for role, side in zip(("user", "assistant"), sides, strict=True)]
             file.write(json.dumps({"id": f"row-{row}", "dataset": "made", "messages": turns}) + "\n")
 

@@ -108,7 +108,7 @@ def test_a_bad_row_is_named_and_the_rows_around_it_stay(tmp_path: Path, bad: byt
     assert contents(first)[1][1] == "first"
     assert contents(third)[1][1] == "last"
     assert why in reason(second)
-    assert reason(second).startswith(f"{file}, line 3: ")
+    assert reason(second).startswith(f"{tmp_path.name}/pool.jsonl, line 3: ")
     assert fetched(pool, 1) == {1: bad}
     json.dumps([second.id, second.source], ensure_ascii=False).encode()
 

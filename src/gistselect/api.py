@@ -83,7 +83,7 @@ def load_selection(folder: str | Path) -> Selection:
     try:
         with (Path(folder) / "selected.jsonl").open("rb") as lines:
             rows = tuple(json.loads(line) for line in lines)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactMismatchError(f"{folder} holds no whole selected.jsonl ({error}); select again.") from None
     if len(rows) != table.num_rows:
         raise ArtifactMismatchError(

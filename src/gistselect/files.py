@@ -114,7 +114,7 @@ def read_json(path: Path) -> Any:
     """Raises `ArtifactMismatchError` if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); remove it and run again.") from None
 
 
@@ -146,7 +146,7 @@ def read_json_lines(path: Path) -> list[Any]:
     try:
         lines = path.read_bytes().split(b"\n")
         return [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); remove it and run again.") from None
 
 

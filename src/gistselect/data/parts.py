@@ -102,6 +102,13 @@ class Rows:
         return digest.hexdigest()
 
 
+def name_to_keep(part: Part) -> str:
+    """For what is written down, which is to hold after a move of the pool: a file with its folder's name alone."""
+    if isinstance(part, File):
+        return _encodable(f"{part.path.resolve().parent.name}/{part.path.name}")
+    return part.name
+
+
 def scan(items: Iterator[Item], places: Mapping[int, Place]) -> Iterator[tuple[int, bytes]]:
     """Key and bytes of the items at these places, by one pass that ends at the last of them."""
     wanted = {place.offset: row for row, place in places.items()}
@@ -148,5 +155,5 @@ def readable(name: str) -> Iterator[None]:
     """Failures of reading become a `DataError` that names the part."""
     try:
         yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error, pa.ArrowException, csv.Error) as error:
         raise DataError(f"cannot read {name}: {error}. Check that the file is complete and not damaged.") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gistselect.data.config import ReadOptions
-from gistselect.data.parts import File, Part, serialised
+from gistselect.data.parts import File, Part, name_to_keep, serialised
 from gistselect.data.shapes import Conversation, Row, conversation, renamed
 from gistselect.data.sources import open_parts
 from gistselect.data.summary import Detected, shown
@@ -160,7 +160,7 @@ class Reader:
     def part(self, index: int) -> Iterator[Record | Rejected]:
         """The rows of the next part. Raises `DataError` if it is unreadable."""
         part = self._pool.parts[index]
-        detected = Detected(name=part.name)
+        detected = Detected(name=name_to_keep(part))
         self.found.append(detected)
         for number, offset, item in part.items():
             content = serialised(item)
@@ -206,7 +206,7 @@ class Reader:
         detected.n_rows += 1
         if read is None or reason:
             detected.n_rejected += 1
-            reason = f"{part.name}, {part.unit} {number}: {reason}"
+            reason = f"{detected.name}, {part.unit} {number}: {reason}"
             return Rejected(id=id, source=source, row=row, reason=reason, place=place)
         detected.shapes[read.shape] += 1
         detected.count_unread(read.unread)

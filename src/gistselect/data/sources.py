@@ -26,6 +26,8 @@ _LONE_JSON = tuple(".json" + packed for packed in _COMPRESSIONS)
 """Folders hold all kinds of `.json` beside their data: there these count only where there is nothing else."""
 
 
+LONGEST_NAME = 200
+"""Characters of a source's name that are told."""
 _LOADING_FAILS = (OSError, ValueError, TypeError, LookupError, RuntimeError, pa.ArrowException, pickle.UnpicklingError)
 """What `datasets` raises for a folder that is not what it seems, besides its own errors. It unpickles tensors alone."""
 
@@ -36,7 +38,15 @@ def open_parts(sources: Sequence[str | Path], exclude: Path | None, revision: st
     Files below `exclude` are left out of folders and globs. Raises `DataError` for a source that is missing, of
     another kind or named twice, or a folder that is a data set with several configurations or splits.
     """
-    parts = [part for source in sources for part in _open(source, exclude, revision)]
+    parts = []
+    for source in sources:
+        try:
+            parts += _open(source, exclude, revision)
+        except OSError as error:  # a folder that may not be looked into, a name longer than names may be
+            raise DataError(
+                f"cannot look at {str(source)[:LONGEST_NAME]!r}: {error.strerror or error}. Check the name, and who "
+                "may read what is below it."
+            ) from None
     seen: set[str] = set()
     for part in parts:
         name = str(part.path.resolve()) if isinstance(part, File) else part.name

@@ -39,7 +39,7 @@ class Parquet(File):
                 first = end
 
     def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path, page_checksum_verification=True)
+        return pq.ParquetFile(self.path.absolute(), page_checksum_verification=True)
 
     def _rows(self, file: pq.ParquetFile, groups: Iterable[int], row: int) -> Iterator[Item]:
         for batch in file.iter_batches(batch_size=PARQUET_BATCH, row_groups=list(groups)):

@@ -47,7 +47,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises `ModelError` if it is not JSON, or not of a LoRA adapter."""
     try:
         settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ModelError(f"{folder / CONFIG_FILE} holds no JSON object.")

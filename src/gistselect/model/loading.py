@@ -230,6 +230,7 @@ def _check_files(config: ModelConfig) -> None:
         if not any(path.is_file() for path in candidates):
             hint = "copy the tokenizer of the base model into it" if "tokenizer" in name else "save the whole model"
             raise ModelError(f"the model folder {config.path!r} lacks {name}; {hint} with save_pretrained.")
+    _read(folder / "config.json")
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -238,10 +239,7 @@ def _refuse_adapter(folder: Path) -> None:
         raise ModelError(
             f"{str(folder)!r} holds a model and an adapter_config.json; move the adapter's files to their own folder."
         )
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise ModelError(f"{folder / 'adapter_config.json'} is not JSON: {error}") from error
+    base = _read(folder / "adapter_config.json").get("base_model_name_or_path")
     raise ModelError(
         f"{str(folder)!r} is an adapter, not a model: give its base as the model (it names {base!r}) and this folder "
         "as the adapter (--adapter)."
@@ -251,11 +249,18 @@ def _refuse_adapter(folder: Path) -> None:
 def _settings(config: ModelConfig) -> dict[str, Any]:
     """The model's config.json."""
     _check_files(config)
-    path = _file(config, "config.json")
+    return _read(_file(config, "config.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `ModelError` if the file is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} cannot be read: it holds no JSON object.")
+    return found
 
 
 def _auto_class(config: ModelConfig) -> Any:

@@ -89,7 +89,8 @@ def versions_tested() -> dict[str, str]:
         places += [Path(str(one.locate())) for one in importlib.metadata.files(NAME) or [] if one.name == CONSTRAINTS]
     for path in places:
         if path.is_file():
-            lines = (line.partition("#")[0].strip().partition("==") for line in path.read_text().splitlines())
+            text = path.read_text(encoding="utf-8")
+            lines = (line.partition("#")[0].strip().partition("==") for line in text.splitlines())
             return {canonicalize_name(name): version for name, _, version in lines if version}
     return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of text, numbers, dates; of brackets without end
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict) or any(not isinstance(name, str) for name in values):
         raise ConfigError(f"{path} must be a mapping of option names to values.")
@@ -76,7 +77,7 @@ def _anchored(value: Any, folder: Path) -> Any:
     if value == LIVE or value.startswith("hf:") or value in names("task"):
         return value
     path = Path(value)
-    if not path.exists() and not glob.has_magic(value):
+    if not os.path.exists(path) and not glob.has_magic(value):  # False for a name that is too long, not an error
         return value
     absolute, root = path.absolute(), folder.absolute()
     return f"./{absolute.relative_to(root)}" if absolute.is_relative_to(root) else str(absolute)

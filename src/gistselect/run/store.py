@@ -150,10 +150,14 @@ def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterato
     Raises `ConfigError` if the folder cannot be made, `GistSelectError` if another process has it and `if_busy`
     is `refuse`, or if the block is refused room in it.
     """
+    if folder.parts[:1] and folder.parts[0].startswith("~"):
+        raise ConfigError(f"--output {folder} begins with ~, which only a shell makes a folder of; write it out.")
     try:
+        str(folder).encode()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {folder} cannot be made: {error.strerror}; choose another folder.") from None
+    except (OSError, ValueError) as error:
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(f"--output {str(folder)!r} cannot be made: {said}; choose another folder.") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {folder} cannot be written to; choose another folder or change its permissions.")
     lock = FileLock(folder / LOCK)
@@ -219,8 +223,10 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     with (
         replacing(path) as part,
+        # By a relative name such as `runs:a/…` Arrow would look for a file system of that name, here and below.
+        part.open("wb") as file,
         pq.ParquetWriter(
-            part,
+            file,
             schema,
             compression="zstd",
             compression_level=1,
@@ -237,7 +243,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     verify(path)
     try:
         # Not pq.read_table, whose way over data sets of many files takes three times as long for a small one.
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             if columns is None:
                 return file.read()
             if missing := set(columns) - set(file.schema_arrow.names):
@@ -256,7 +262,7 @@ def read_schema(path: Path) -> pa.Schema:
     """Names, types and metadata of a table. Raises `ArtifactMismatchError` if the file is missing or damaged."""
     verify(path)
     try:
-        return pq.read_schema(path)
+        return pq.read_schema(path.absolute())
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
 
@@ -266,7 +272,7 @@ def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterato
     verify(path)
     try:
         # Buffered ahead, every row group that was read would stay in memory until the last.
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=rows, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ def load_task(
     `group_column`, `heldout` and `options` belong to targets of one's own. Raises `ConfigError` for a name that is
     neither, and for a registered task without `data_dir`.
     """
-    if is_file_name(name_or_path) or (name_or_path not in names("task") and Path(name_or_path).exists()):
+    if is_file_name(name_or_path) or (name_or_path not in names("task") and os.path.exists(name_or_path)):
         return own_target(name_or_path, group_column, heldout, options)
     task = resolve("task", name_or_path)
     if data_dir is None:

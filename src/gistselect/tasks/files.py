@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def find(data_dir: Path | None, *names: str, hint: str = "") -> Path:
         raise ConfigError(f"{names[0]} is read from a folder; give --data-dir, the folder that holds eval/.")
     for folder in (data_dir / "eval", data_dir):
         for name in names:
-            if (folder / name).exists():
+            if os.path.exists(folder / name):  # False for a name that is too long, not an error
                 return folder / name
     expected = " or ".join(str(data_dir / "eval" / name) for name in names)
     raise DataError(f"missing {expected}; --data-dir names the folder that holds eval/ (the layout of LESS).{hint}")
@@ -88,7 +89,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `DataError` naming the file if it is unreadable or holds something else."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {error}. Fetch the file again.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not an object. Fetch the file again.")

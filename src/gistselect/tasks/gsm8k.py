@@ -104,7 +104,7 @@ def _row(path: Path, number: int, line: bytes) -> Pair:
     try:
         row = json.loads(line)
         question, answer = row["question"], row["answer"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: expected an object with 'question' and 'answer'.") from error
     if not isinstance(question, str) or not isinstance(answer, str):
         raise DataError(f"{path}, line {number}: expected text in 'question' and 'answer'.")
