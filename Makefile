@@ -8,8 +8,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+MEASURED := equal or exact or differences or adam_direction or ranks_by_cosine or dense_method
 
-.PHONY: demo test test-slow check audit wheel-check install clean
+.PHONY: demo test test-slow check audit wheel-check reference-errors install clean
 
 demo: install
 	$(BIN)/gistselect demo --output runs/demo
@@ -28,6 +29,11 @@ check: install
 	$(BIN)/python tools/check_light_start.py
 	$(BIN)/python tools/write_reference.py --check
 	$(BIN)/python tools/write_results.py --check
+
+# How far each formula is from its reference in the tests; docs/method.md shows it.
+reference-errors: install
+	$(BIN)/python -m pytest --numprocesses=0 --reference-errors -k '$(MEASURED)' $(addprefix tests/test_,$(addsuffix .py,\
+	  run representations ekfac text_representations loss_drop embedding perplexity directions gradients))
 
 wheel-check: install
 	$(BIN)/python tools/check_wheel.py

@@ -10,12 +10,24 @@ from typing import Any
 
 import pytest
 
+import reference_errors
 from tiny_runs import WARMUP, write_pool, write_target
 
 # Tiny models gain nothing from threads, and two test processes with two each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--reference-errors`: print how far each formula is from its reference; in one process."""
+    parser.addoption("--reference-errors", action="store_true", help="print errors against references; one process")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests have measured, if that was asked for."""
+    if config.getoption("--reference-errors"):
+        terminalreporter.write_line("\n".join(reference_errors.lines()))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from gistselect.model.engine_config import AdamConfig, EngineConfig, ProjectionC
 from gistselect.model.gradients import GradientEngine
 from gistselect.model.sinks import ProjectionSink, SketchSink
 from gistselect.types import Example
+from reference_errors import assert_like_reference
 from tiny_models import FAMILIES, examples, language_model, reference
 
 CONSTANTS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -47,7 +48,8 @@ def test_the_adam_direction_is_the_next_step_of_torch(step: int) -> None:
         }
         parameter.grad = gradient
         optimizer.step()
-        torch.testing.assert_close(-parameter.detach() / 0.5, direction, rtol=1e-10, atol=1e-12)
+        what = "Adam's step", "torch.optim.Adam, float64"
+        assert_like_reference(*what, direction, -parameter.detach() / 0.5, rtol=1e-10, atol=1e-12)
 
 
 def test_the_published_direction_is_another() -> None:

@@ -17,6 +17,7 @@ from gistselect.errors import ConfigError, ModelError
 from gistselect.model.config import ModelConfig
 from gistselect.model.encoder import TextEncoder
 from gistselect.run.remember import recall
+from reference_errors import assert_like_reference
 from tiny_runs import run
 
 TEXTS = ["a cat", "", "the dog saw ten hills and rain and rain and rain and rain", "x", "größer 大きい", "b cat 3?"]
@@ -82,7 +83,8 @@ def test_a_run_ranks_by_cosine_and_loads_no_language_model(text_run: dict[str, A
     groups = np.array([one["group"] for one in lines])
     scores = pq.read_table(output / "scores.parquet").to_pydict()
     for group in "abc":
-        assert_allclose(scores[f"score/sums/{group}"], cosines[:, groups == group].mean(axis=1), atol=1e-5)
+        expected, what = cosines[:, groups == group].mean(axis=1), ("Embedding", "one text at a time, float64")
+        assert_like_reference(*what, scores[f"score/sums/{group}"], expected, atol=1e-5)
     assert not list(output.glob("artifacts/tokens-*"))
     assert recall(output).encoder == str(tiny_encoder)
 

@@ -27,6 +27,7 @@ from gistselect.model.loading import LanguageModel, ModelConfig, load_model
 from gistselect.model.loss import OutputHead
 from gistselect.model.sinks import BasisSink, DenseSink, GramSink, NormSink, ProjectionSink, SketchSink
 from gistselect.types import Example
+from reference_errors import assert_like_reference, note
 from tiny_models import (
     FAMILIES,
     GROUPED,
@@ -55,7 +56,8 @@ MODES: dict[str, EngineConfig] = {
 def test_gradients_equal_a_loop_of_backward_passes(family: str, mode: str) -> None:
     adapted, losses, expected = reference(family)
     engine = GradientEngine(adapted, MODES[mode])
-    assert relative_error(engine.gradients(examples()), expected) < 1e-5
+    error = relative_error(engine.gradients(examples()), expected)
+    assert note("Gradient of an example", "loop of single backward passes", error) < 1e-5
     assert mode.split("-")[0] in engine.mode
     assert "labels only" in engine.mode
 
@@ -246,7 +248,9 @@ def test_central_differences_in_float64() -> None:
             weight.data += sign * step * direction
         losses.append(float64_losses(adapted, rows))
     along = gradients @ torch.cat([direction.flatten() for direction in directions]).numpy()
-    np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), along, rtol=1e-6)
+    differences = (losses[0] - losses[1]) / (2 * step)
+    what = "Gradient of an example (float64)", "central differences"
+    assert_like_reference(*what, along, differences, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,6 +25,7 @@ from gistselect.model.updates import LoraUpdate
 from gistselect.training.recipe import TrainingConfig
 from gistselect.training.train import train
 from gistselect.types import Example, Record
+from reference_errors import assert_like_reference
 from tiny_models import FAMILIES, adapted_model, bare_model, examples
 from tiny_runs import run, write_rows
 
@@ -75,7 +76,8 @@ def test_it_equals_two_plain_evaluations(
             AutoModelForCausalLM.from_pretrained(config["model"]), str(result.adapter)
         ).eval()
         expected = (before - plain_losses(trained, pool)) / before
-        assert_allclose(scores[f"score/sums/{group}" if group else "score/sums"], expected, atol=2e-6)
+        found = scores[f"score/sums/{group}" if group else "score/sums"]
+        assert_like_reference("Loss drop", "two evaluations of single rows with PEFT", found, expected, atol=2e-6)
         assert np.abs(expected).max() > 0.01
     (fit,) = [path for path in output.glob("artifacts/fit-*/complete.json") if "trained_query_loss" in path.read_text()]
     facts = json.loads(fit.read_text())["facts"]

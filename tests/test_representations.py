@@ -21,6 +21,7 @@ from gistselect.linalg.projection import dense_signs
 from gistselect.representations.specification import label, parse
 from gistselect.run.config import RunConfig
 from gistselect.streams import Stream, generator
+from reference_errors import assert_like_reference
 from tiny_runs import RecordingReporter, ids, row, run, write_rows
 
 
@@ -73,7 +74,7 @@ def test_bm25_equals_a_loop_over_words_and_needs_no_model(tmp_path: Path) -> Non
         expected[group] += np.array(by_loop(f"{question} {answer}", whole)) / size
     scores = scores_of(output)
     for group in "ab":
-        assert_allclose(scores[f"score/mine/{group}"], expected[group], rtol=1e-5)
+        assert_like_reference("BM25", "loop over words", scores[f"score/mine/{group}"], expected[group], rtol=1e-5)
     best = np.maximum(expected["a"], expected["b"])
     assert ids(output / "selected.jsonl") == [f"r{index}" for index in np.argsort(-best, kind="stable")[:2]]
     assert not list(output.glob("artifacts/tokens-*"))
@@ -128,7 +129,8 @@ def test_less_equals_the_dense_method_at_all_checkpoints(
         energy += rate / sum(rates) * ((P @ np.linalg.qr(Q.T)[0]) ** 2).sum(axis=1) / (P**2).sum(axis=1)
     scores = scores_of(output)
     for index, group in enumerate("abc"):
-        assert_allclose(scores[f"score/sums/{group}"], total[:, index], atol=2e-4)
+        what = {"less": "LESS", "less_adam": "LESS with Adam's step"}[name], "its formula on looped gradients, float64"
+        assert_like_reference(*what, scores[f"score/sums/{group}"], total[:, index], atol=2e-4)
     assert_allclose(scores["captured_energy"], energy, atol=2e-3)
     facts = json.loads(next(output.glob("artifacts/scores-*/complete.json")).read_text())["facts"]
     assert 0 < facts["null_score_quantiles"]["sums"]["0.5"] < facts["null_score_quantiles"]["sums"]["0.99"] < 0.5
@@ -160,7 +162,8 @@ def test_rds_equals_a_loop_over_single_rows(config: dict[str, Any], pool_file: P
     groups = np.array([json.loads(line)["group"] for line in target_file.read_bytes().split(b"\n") if line])
     scores = scores_of(output)
     for group in "abc":
-        assert_allclose(scores[f"score/sums/{group}"], cosines[:, groups == group].mean(axis=1), atol=1e-5)
+        expected, what = cosines[:, groups == group].mean(axis=1), ("RDS+", "loop over single rows, float64")
+        assert_like_reference(*what, scores[f"score/sums/{group}"], expected, atol=1e-5)
     assert np.isfinite(scores["loss"]).all()
 
 

@@ -23,6 +23,7 @@ from gistselect.representations.interface import Features, Queries, Representati
 from gistselect.representations.length import Length, _bins
 from gistselect.representations.random import Random
 from gistselect.types import Message, Record
+from reference_errors import assert_like_reference
 from tiny_runs import RecordingReporter, run, write_pool, write_target
 
 WORDS = ["a", "cat", "and", "the", "dog", "saw", "rain", "over", "seven", "hills,", "東京都の人口", "größer", "ten"]
@@ -81,7 +82,7 @@ def test_bm25_equals_another_package() -> None:
         # bm25s leaves out Lucene's constant factor k1 + 1, and counts a query's word once.
         for word, count in Counter(words(text_of(one))).items():
             expected[:, "ab".index(one.group)] += count * 2.2 * index.get_scores([word]) / 3
-    assert_allclose(found, expected, rtol=1e-5)
+    assert_like_reference("BM25 (bm25s)", "the package bm25s", found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
@@ -109,7 +110,8 @@ def test_dsir_equals_a_loop_over_ngrams(smoothing: float, normalise: bool) -> No
             ]
             expected[row, column] = np.mean(ratios) if normalise else np.sum(ratios)
     dsir = DSIR(buckets=50, smoothing=smoothing, normalise=normalise, noise=False)
-    assert_allclose(stacked(scored(dsir, Shards(pool), queries_of(asked))), expected, rtol=1e-5, atol=1e-5)
+    found = stacked(scored(dsir, Shards(pool), queries_of(asked)))
+    assert_like_reference("DSIR", "loop over n-grams", found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_noise_of_dsir_draws_in_proportion_to_the_weights() -> None:
