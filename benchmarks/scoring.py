@@ -92,6 +92,9 @@ def main(n_rows: int, width: int, n_groups: int, kept: str | None = None) -> Non
             }
             write_table(cell.measured.shard(shard), pa.table(measured))
         if not tokens.artifact.is_complete:
+            # With checksums, which are proved at the first reading.
+            cell.features.complete(n_shards=n_shards)
+            cell.measured.complete(n_shards=n_shards)
             tokens.artifact.complete(n_rows=n_rows, n_usable=n_rows, n_rejected=0, n_shards=n_shards)
 
         score = Score(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gistselect.errors import ConfigError
 from gistselect.registry import names, resolve
 from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
-from gistselect.run import ingest, passes
+from gistselect.run import ingest, passes, scoring
 from gistselect.run.config import RunConfig
 from tiny_runs import WARMUP, adapter_of, run, write_pool, write_target
 
@@ -203,6 +204,22 @@ def test_the_order_of_the_pool_does_not_matter(name: str, runs: Runs) -> None:
 def test_the_size_of_shards_does_not_matter(name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "SHARD_ROWS", 11)
     assert_same(runs.scores("small-shards")[name], runs.scores("first")[name], 1e-3)
+
+
+def test_the_threads_that_score_do_not_matter(name: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SHARD_ROWS", 11)
+    runs.scores("small-shards")
+    for threads in (1, 3):
+        if not (again := runs.folder / f"threads-{threads}").exists():
+            shutil.copytree(runs.folder / "small-shards", again)
+            for scores in again.glob("artifacts/scores-*"):
+                shutil.rmtree(scores)
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "n_threads", lambda threads=threads: threads)
+            runs.scores(again.name)
+    one, three = (runs.folder_of(runs.folder / f"threads-{threads}", name) for threads in (1, 3))
+    for file in ("scores.parquet", "quarantine.jsonl"):
+        assert (one / file).read_bytes() == (three / file).read_bytes()
 
 
 def test_the_tokens_of_a_batch_do_not_matter(name: str, runs: Runs) -> None:

@@ -251,7 +251,10 @@ class Representation(BaseModel, ABC):
 
     @abstractmethod
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
-        """Scores of a shard from what was kept at each checkpoint (one entry without checkpoints)."""
+        """Scores of a shard from what was kept at each checkpoint (one entry without checkpoints).
+
+        Called for several shards at once, by threads: it changes nothing beside its own arrays.
+        """
 
     @property
     def own_space(self) -> bool:

@@ -95,8 +95,10 @@ class Rows:
         Rows that a prefilter left out are neither.
         """
         table = read_table(self.artifact.shard(shard), list(dict.fromkeys([*IDENTITY, *columns, "reason"])))
-        usable = table.filter(pc.field("reason").is_null())
-        rejected = table.filter(pc.field("reason").is_valid()).select([*IDENTITY, "reason"]).to_pylist()
+        usable, rejected = table, []
+        if table["reason"].null_count < len(table):
+            usable = table.filter(pc.field("reason").is_null())
+            rejected = table.filter(pc.field("reason").is_valid()).select([*IDENTITY, "reason"]).to_pylist()
         if self.kept is not None:
             choice = self.choice(shard)
             lost = choice.filter(pc.field("reason").is_valid())

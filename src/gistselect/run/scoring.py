@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,7 @@ from gistselect.run.ingest import COUNTS, IDENTITY, RecordRows, TokenRows
 from gistselect.run.passes import lost_because, read_features
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, table_writer
+from gistselect.run.threads import in_order, n_threads
 from gistselect.run.warmup import Given, WarmUp
 from gistselect.streams import Stream, generator
 from gistselect.types import Rejected
@@ -104,8 +106,9 @@ class Score:
             quarantine = stack.enter_context(stack.enter_context(replacing(self.artifact / QUARANTINE)).open("wb"))
             scores = stack.enter_context(_growing(self.artifact / SCORES))
             sampled = stack.enter_context(_growing(self.artifact / SAMPLED)) if self.rows.kept else None
-            for shard in range(self.rows.n_shards):
-                table, rejected = self._shard(targets, shard)
+            # Threads of the shards' own: what follows here is done in their order, by this one.
+            shards = in_order(partial(self._shard, targets), self.rows.n_shards, n_threads())
+            for shard, (table, rejected) in enumerate(shards):
                 if table is not None and sampled is not None:
                     table, others, rejected = self._apart(shard, table, rejected)
                     sampled(others)
@@ -144,8 +147,12 @@ class Score:
         scored = [target.score(shard, numbers) for target in targets]
         values = np.concatenate([one.values for one, _ in scored], axis=1)
         finite = np.isfinite(values).all(axis=1)
-        kept, lost = rows.filter(pa.array(finite)), rows.filter(pa.array(~finite))
-        values = values[finite]
+        kept, lost = rows, rows.slice(0, 0)
+        if not finite.all():
+            kept, lost = rows.filter(pa.array(finite)), rows.filter(pa.array(~finite))
+            values = values[finite]
+        # A column after the other in memory, which Arrow takes as it is.
+        of_name = np.ascontiguousarray(values.T)
         names = [name for target in targets for name in target.names]
         best = values.argmax(axis=1)
         owner = np.repeat(np.arange(len(targets)), [len(target.names) for target in targets])[best]
@@ -153,7 +160,7 @@ class Score:
             **{name: kept[name] for name in IDENTITY},
             "score": values.max(axis=1),
             "best_target": pa.array(names, type=pa.string()).take(pa.array(best)),
-            **{f"{SCORE}{name}": values[:, index] for index, name in enumerate(names)},
+            **{f"{SCORE}{name}": column for name, column in zip(names, of_name, strict=True)},
             **{name: column[finite] for name, column in scored[0][1].items()},
         }
         if has_tokens:
