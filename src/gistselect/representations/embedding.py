@@ -62,6 +62,7 @@ class Embedding(Representation):
         "mean over a group's queries of the cosine (-1 to 1, higher is nearer) of mean hidden states of a text encoder"
     )
     unscored: ClassVar[str] = "its embedding is zero or not finite; check the row's text, or use --dtype float32"
+    has_points: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _has_an_encoder(self) -> Embedding:
