@@ -155,6 +155,10 @@ def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Pat
     assert (output / "seed-0" / "curve.svg").is_file()
     assert (output / "seed-0" / "merged" / "model.safetensors").is_file()
     assert (output / "quarantine.jsonl").read_bytes() == b""
+    events = [json.loads(line) for line in (output / "events.jsonl").read_bytes().splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["run begins", "run ends"]
+    steps = [one for one in events if one["event"] == "step ends"]
+    assert [(one["step"], one["done"]) for one in steps] == [("train, seed 0", one["total"]) for one in steps]
 
 
 def test_train_needs_a_run_or_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,12 @@ from gistselect.data import tokens as tokens_module
 from gistselect.data.pool import Reader, open_pool
 from gistselect.run import ingest as ingest_stage
 from gistselect.run import passes
+from gistselect.run.config import RunConfig
 from gistselect.run.earlier import Stretch, taken
 from gistselect.run.engine import Scheduled
 from gistselect.run.local import LocalCrew, devices
+from gistselect.run.planning import plan_run
+from gistselect.run.progress import SilentReporter
 from gistselect.run.reading import ReadPool
 from gistselect.run.scheduling import Limits
 from gistselect.run.store import LOST, Artifact, Store, write_table
@@ -132,6 +135,21 @@ def test_a_file_that_joins_costs_its_own_rows(
             np.testing.assert_allclose(found[name][stayed], earlier[name], rtol=rtol, atol=0)
     assert ids(grown / "quarantine.jsonl") == ids(fresh / "quarantine.jsonl")
     assert ids(grown / "selected.jsonl") == ids(fresh / "selected.jsonl")
+
+
+def test_a_plan_counts_the_rows_of_a_file_that_joins(given: dict[str, Any], files: dict[str, Path]) -> None:
+    def left(order: str) -> dict[str, tuple[float, float]]:
+        values = RunConfig.from_values({**given, "pool": paths(files, order)})
+        work = plan_run(values, SilentReporter(), seconds=0)["forecast"]["work"]
+        return {one["name"]: (one["left"], one["total"]) for one in work if one["name"].startswith("pool ")}
+
+    run(given, pool=paths(files, "ac"))
+    found = left("abc")
+    assert len(found) == 2, "one pass for gradients and one without"
+    for some, all_ in found.values():
+        # Shards of eight rows count by the share of new rows in them: rows differ in length.
+        assert some / all_ == pytest.approx(ROWS["b"] / sum(ROWS.values()), rel=0.25)
+    assert {some for some, _ in left("ca").values()} == {0.0}
 
 
 def test_a_file_that_leaves_costs_nothing(given: dict[str, Any], files: dict[str, Path], counts: Counter[str]) -> None:

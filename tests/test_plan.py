@@ -242,10 +242,20 @@ def test_a_prefilter_has_passes_of_its_own_and_spares_the_rest(config: dict[str,
     share = plan.share_read("gradient")
     assert 0.2 < share < 0.5
     assert amounts(narrowed)[dear] == pytest.approx(share * amounts(whole)[dear])
-    assert [name for name in amounts(narrowed) if "BM25" in name], "what the prefilter reads is work too"
+    assert [name for name in amounts(narrowed) if name.startswith("pool text (BM25)")]
+    assert amounts(narrowed)["score of the prefilter (BM25)"] == whole["pool"]["usable"]
+    assert amounts(narrowed)["score (GIST)"] == pytest.approx(share * whole["pool"]["usable"])
     # BM25 keeps as many numbers of a row here as GIST does: one for each query, of every row.
     expected = (1 + share) * whole["disk"]["features_bytes"]
     assert narrowed["disk"]["features_bytes"] == pytest.approx(expected, abs=1)
+
+
+def test_every_method_is_planned_for_several_targets(config: dict[str, Any], tmp_path: Path) -> None:
+    other = write_rows(tmp_path / "others.jsonl", [row("What is 3 and 4?", "7."), row("And 8 and 9?", "17.")])
+    methods = ("gist", "bm25", "dsir", "rds", "loss_drop")
+    document = planned(config, target=(*config["target"], str(other)), representation=methods)
+    assert [one["name"] for one in document["forecast"]["work"] if one["seconds"] is None] == []
+    assert len([name for name in states(document) if name.startswith("queries of others (")]) == len(methods)
 
 
 def test_a_sample_by_length_has_the_mean_of_all() -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gistselect.cli import main
+from gistselect.report.alerts import Alert, alerts
 from gistselect.report.charts import Line, line_chart, ticks
 from gistselect.report.page import MOST_BYTES
 from gistselect.run.finished import FinishedRun
@@ -198,6 +200,37 @@ def test_a_folder_without_a_selection_is_refused(cheap: dict[str, Any], capsys: 
     with pytest.raises(SystemExit):
         main(["report", str(output)])
     assert "holds no selection" in capsys.readouterr().err
+
+
+def test_what_an_older_version_wrote_is_named_with_the_remedy(
+    cheap: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(cheap)
+    (output / "comparison.json").write_text('[{"task": "mine", "verdicts": ["GIST beats random rows"]}]')
+    with pytest.raises(SystemExit):
+        main(["report", str(output)])
+    assert f"'gistselect evaluate --run {output}' brings it up to date" in " ".join(capsys.readouterr().err.split())
+    manifest = json.loads((output / "manifest.json").read_text())
+    del manifest["methods"]
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit):
+        main(["report", str(output)])
+    assert f"'gistselect select --output {output}' brings it up to date" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_proof_counts_outcomes_and_reads_no_sentence(cheap: dict[str, Any]) -> None:
+    facts = gather(FinishedRun.open(run(cheap)))
+    one = {"verdicts": ["what beats beats us, and is worse than that"] * 3}
+
+    def proof(*outcomes: str) -> Alert:
+        return next(alert for alert in alerts(replace(facts, comparison=[{**one, "outcomes": outcomes}]))
+                    if alert.title == "Proof")  # fmt: skip
+
+    assert proof("better", "better", "better").level == "good"
+    assert proof("better", "undecided", "undecided").level == "look"
+    worse = proof("better", "worse", "undecided")
+    assert (worse.level, worse.number.text) == ("bad", "better in 1 of 3 comparisons")
+    assert worse.said.startswith("worse in 1;")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.3, 0.52), (1.0, 40.0), (4.44, 4.8), (0.0, 2.5e-7)])

@@ -90,15 +90,18 @@ def test_many_files_are_told_together(config: dict[str, Any], tmp_path: Path) ->
 def test_the_forecast_counts_every_pass_and_what_is_there(config: dict[str, Any]) -> None:
     def forecast(**changes: Any) -> str:
         reporter = RecordingReporter()
-        run(config, reporter, until="warmup", **changes)
+        run(config, reporter, **{"until": "warmup", **changes})
         return next(text for text in reporter.said if "Forecast" in text)
 
-    one, two = forecast(), forecast(warmup_checkpoints=(1, 2))
-    assert "1 pass of the model" in one
+    one = forecast()
+    assert "2 of 3 pieces of work are done" in one
+    assert "pass of the model" not in one
+    assert "3 of 3 pieces of work are done" in forecast()
+    two = forecast(until="features", warmup_checkpoints=(1, 2))
     assert "2 passes of the model" in two
-    assert "2 of 3 results" in one
-    assert "3 of 3 results" in forecast()
-    assert "and the sketches of the pool" in forecast(sketch=8, keep_sketch=True)
+    assert "2 of 7 pieces of work are done" in two
+    assert "1 pass of the model" in forecast(until="features", representation=("less",))
+    assert "and the sketches of the pool" in forecast(until="features", sketch=8, keep_sketch=True)
     run(config)
     reporter = RecordingReporter()
     run(config, reporter, budget=11)

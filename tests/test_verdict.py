@@ -7,7 +7,7 @@ import pytest
 
 from gistselect.errors import DataError
 from gistselect.evaluation.cost import FullTraining, SelectionCost, took
-from gistselect.evaluation.verdict import Arm, compare, verdict
+from gistselect.evaluation.verdict import Arm, compare, outcome, verdict
 from gistselect.linalg.intervals import Interval, bootstrap_mean, difference_of_runs, mean_of_runs
 
 
@@ -89,6 +89,9 @@ def test_verdict_sentences() -> None:
         "took": took(DEAR.described(), CHEAP.described()),
     }
     better = Interval(mean=-0.04, low=-0.06, high=-0.02)
+    assert outcome(better, (3, 3), higher_is_better=False) == "better"
+    assert outcome(better, (3, 3), higher_is_better=True) == "worse"
+    assert outcome(better, (1, 1), higher_is_better=False) == "undecided"
     assert verdict(better, **dearer) == (
         "gist beats random by 0.040 ± 0.020 nats on bbh (seeds 3 against 3); it took 31 times as long"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from gistselect.linalg.intervals import DRAWS, LEVEL, Interval, difference_of_ru
 
 if TYPE_CHECKING:
     from gistselect.evaluation.results import ItemValues
+
+Outcome = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Comparison:
     """Coverage of the intervals."""
     rows: tuple[ComparisonRow, ...]
     verdicts: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    """What each verdict comes to."""
     scored_by: str | None = None
     """Name of the model whose gradients or hidden states chose the rows; None if only text was read."""
     trained: str | None = None
@@ -99,19 +103,23 @@ def compare(
     def difference(one: Arm, other: Arm) -> Interval:
         return difference_of_runs(_seeds(one), _seeds(other), groups=codes, draws=draws, level=level, rng=rng)
 
+    own = by_name[candidate]
+    judged = [(other, difference(own, other), (len(own.runs), len(other.runs))) for other in arms if other is not own]
     verdicts = tuple(
         verdict(
-            difference(by_name[candidate], other),
+            found,
             task=task,
             metric=metric,
             candidate=candidate,
             baseline=other.name,
             higher_is_better=higher_is_better,
-            n_runs=(len(by_name[candidate].runs), len(other.runs)),
+            n_runs=n_runs,
             took=took(*(costs[name].described() if name in costs else None for name in (candidate, other.name))),
         )
-        for other in arms
-        if other.name != candidate
+        for other, found, n_runs in judged
+    )
+    outcomes: tuple[Outcome, ...] = tuple(
+        outcome(found, n_runs, higher_is_better=higher_is_better) for _, found, n_runs in judged
     )
     # Drawn last, so that more references move no other number.
     rows = tuple(
@@ -127,7 +135,13 @@ def compare(
         for row in rows
     )
     return Comparison(
-        task=task, metric=metric, level=level, rows=rows, verdicts=verdicts, higher_is_better=higher_is_better
+        task=task,
+        metric=metric,
+        level=level,
+        rows=rows,
+        verdicts=verdicts,
+        outcomes=outcomes,
+        higher_is_better=higher_is_better,
     )
 
 
@@ -194,6 +208,16 @@ def _seeds(arm: Arm) -> NDArray[np.float64]:
     return arm.runs if arm.trained else np.repeat(arm.runs[:1], 2, axis=0)
 
 
+def outcome(difference: Interval, n_runs: tuple[int, int], *, higher_is_better: bool) -> Outcome:
+    """What candidate minus baseline comes to: better or worse only if the interval leaves out zero.
+
+    With one training of each, nothing is known about the variation between seeds.
+    """
+    if max(n_runs) < 2 or difference.low <= 0 <= difference.high:
+        return "undecided"
+    return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
 def verdict(
     difference: Interval,
     *,
@@ -205,20 +229,16 @@ def verdict(
     n_runs: tuple[int, int],
     took: str = "",
 ) -> str:
-    """One sentence on candidate minus baseline: better or worse only if the interval leaves out zero.
-
-    With one training of each, nothing is known about the variation between seeds, and the sentence says so.
-    `took` says what the candidate's selection cost.
-    """
+    """One sentence on candidate minus baseline (`outcome`); `took` says what the candidate's selection cost."""
     half = (difference.high - difference.low) / 2
     unit = "nats" if metric == LOSS else metric
     seeds = f"seeds {n_runs[0]} against {n_runs[1]}"
     end = f"; {took}" if took else ""
-    if max(n_runs) < 2 or difference.low <= 0 <= difference.high:
+    found = outcome(difference, n_runs, higher_is_better=higher_is_better)
+    if found == "undecided":
         amount = f"{metric} {difference.mean:+.3f} ± {half:.3f}"
         if max(n_runs) < 2:
             return f"{candidate} is not judged against {baseline} on {task}, one seed each ({amount}); use more seeds"
         return f"{candidate} is not distinguishable from {baseline} on {task} ({amount}, {seeds}){end}"
-    better = (difference.mean > 0) == higher_is_better
-    beats = "beats" if better else "is worse than"
+    beats = "beats" if found == "better" else "is worse than"
     return f"{candidate} {beats} {baseline} by {abs(difference.mean):.3f} ± {half:.3f} {unit} on {task} ({seeds}){end}"

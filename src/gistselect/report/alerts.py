@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -293,12 +294,12 @@ def _verdicts(run: RunFacts) -> Iterator[Alert]:
             said="nothing was trained on these rows; 'gistselect evaluate --run' measures them against random rows",
         )
         return
-    verdicts = [verdict for one in run.comparison for verdict in one["verdicts"]]
-    n_better, n_worse = (sum(word in one for one in verdicts) for word in (" beats ", " is worse than "))
+    outcomes = Counter(outcome for one in run.comparison for outcome in one["outcomes"])
+    n_better, n_worse, n_all = outcomes["better"], outcomes["worse"], outcomes.total()
     yield Alert(
-        level="bad" if n_worse else "good" if n_better == len(verdicts) else "look",
+        level="bad" if n_worse else "good" if n_better == n_all else "look",
         title="Proof",
-        number=Link(text=f"better in {n_better} of {len(verdicts)} comparisons"),
+        number=Link(text=f"better in {n_better} of {n_all} comparisons"),
         said=f"worse in {n_worse}; what is neither cannot be told from chance",
     )
 

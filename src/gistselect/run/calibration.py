@@ -35,6 +35,7 @@ from gistselect.run.workload import (
     loss_rate,
     pass_rate,
     score_rate,
+    scores,
     select_rate,
     training_rate,
 )
@@ -82,8 +83,8 @@ class Calibration:
     def _keys(self, group: Group) -> set[str]:
         """Keys of all rates that a source serves."""
         own = {fit_rate(self._plan, one) for one in (*group.fits, *group.preparations)}
-        scores = {score_rate(one) for one in self._plan.methods if one.representation.reads == group.reads}
-        return own | scores | ({pass_rate(self._plan, group)} if group.cells else set())
+        scored = {score_rate(one) for one in scores(self._plan) if one.representation.reads == group.reads}
+        return own | scored | ({pass_rate(self._plan, group)} if group.cells else set())
 
     # --- trainings --------------------------------------------------------------------------------------------
 

@@ -89,6 +89,20 @@ def renumbered(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.set_column(table.column_names.index("row"), "row", pa.array(rows))
 
 
+def share_known(
+    known: Mapping[str, Sequence[Stretch]], outputs: Sequence[Artifact], n_pool: int, shard_rows: int
+) -> NDArray[np.float64]:
+    """(n_shard,) of the pool's rows in each shard, the share of which every output is known."""
+    everywhere = np.ones(n_pool, dtype=np.bool_)
+    for artifact in outputs:
+        own = np.zeros(n_pool, dtype=np.bool_)
+        for stretch in known.get(artifact.key, ()):
+            own[stretch.first : stretch.stop] = True
+        everywhere &= own
+    starts = np.arange(0, n_pool, shard_rows)
+    return np.add.reduceat(everywhere, starts, dtype=np.float64) / np.diff(np.append(starts, n_pool))
+
+
 def n_rows(known: Sequence[Stretch]) -> int:
     """Rows of the pool that these are."""
     return sum(stretch.stop - stretch.first for stretch in known)

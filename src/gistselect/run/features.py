@@ -10,7 +10,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.interface import Reads
 from gistselect.run.cells import Cell, Checkpoint, Column, Fit, Preparation
-from gistselect.run.earlier import n_rows, stretches
+from gistselect.run.earlier import Stretch, n_rows, stretches
 from gistselect.run.engine import Engine
 from gistselect.run.fitting import Fits, announce, tell
 from gistselect.run.passes import Pass
@@ -81,14 +81,18 @@ class Features:
     def _pass(self, source: SourceSpec, cells: Sequence[Cell], reporter: Reporter) -> Pass:
         """The pass for pending cells, with what is known of the rows that an earlier pool had too."""
         job = Pass(source=source, cells=tuple(cells))
-        if source.reads == "text":  # what text methods keep depends on the whole pool, or costs nothing
-            return job
-        known = {artifact.key: stretches(artifact, self.records) for artifact in job.outputs}
-        known = {key: found for key, found in known.items() if found}
+        known = self.known(source.reads, job.outputs)
         if known:
             least = min(map(n_rows, known.values()))
             reporter.say(f"{least:,} rows of the pool were there before; what is known of them is taken over.")
         return replace(job, known=known)
+
+    def known(self, reads: Reads, outputs: Sequence[Artifact]) -> dict[str, tuple[Stretch, ...]]:
+        """Rows of which an earlier pool's outputs hold what these are to hold, by the key of each that has some."""
+        if reads == "text":  # what text methods keep depends on the whole pool, or costs nothing
+            return {}
+        found = {artifact.key: stretches(artifact, self.records) for artifact in outputs}
+        return {key: known for key, known in found.items() if known}
 
     def _from_queries(
         self, source: SourceSpec, fits: Sequence[Fit], reporter: Reporter, engine: Engine, sources: Sources

@@ -141,7 +141,7 @@ class FinishedRun:
                 f"{folder} holds no selection; give the --output of a finished run, or run 'gistselect select "
                 f"--output {folder}'."
             )
-        if "results" not in run.manifest or not (folder / QUERIES).is_file():
+        if not {"results", "methods"} <= run.manifest.keys() or not (folder / QUERIES).is_file():
             raise ConfigError(
                 f"{folder} was made by an older version; 'gistselect select --output {folder}' brings it up to date."
             )
@@ -178,6 +178,20 @@ class FinishedRun:
             for one in self.results["methods"]
         ]
         return tuple(one for one in found if one.selection_file.is_file() and one.score_file.is_file())
+
+    @cached_property
+    def comparison(self) -> Sequence[Mapping[str, Any]]:
+        """What its selection was found to be worth, a metric each; nothing if that was not measured.
+
+        Raises `ConfigError` for what an older version wrote.
+        """
+        path = self.folder / COMPARISON
+        found = read_json(path) if path.is_file() else ()
+        if not all("outcomes" in one for one in found):
+            raise ConfigError(
+                f"{path} is of an older version; 'gistselect evaluate --run {self.folder}' brings it up to date."
+            )
+        return found
 
     @property
     def records(self) -> RecordRows:

@@ -6,15 +6,14 @@ import math
 from pathlib import Path
 
 from gistselect.errors import ModelError
-from gistselect.representations.interface import Reads
 from gistselect.run.config import RunConfig
-from gistselect.run.features import Features
 from gistselect.run.plan import Plan
-from gistselect.run.store import Artifact
-from gistselect.run.warmup import WarmUp
+from gistselect.run.workload import groups, workload
 from gistselect.selection.budget import parse_budget, rows_for_budget
 
 SHOWN_FOUND, SHOWN_REASONS = 6, 5
+WITH_SCORER, TOKENS = ("warmup", "features"), ("tokens", "padded tokens")
+"""Stages in which the scoring model reads, and what it reads."""
 FLOP_PER_TOKEN = 4
 """Times the parameters: 2 forward and 2 for the gradients of the activations (weights are frozen)."""
 
@@ -81,55 +80,20 @@ def _cut_queries(plan: Plan) -> str:
 
 def _work(plan: Plan, config: RunConfig) -> str:
     """What is computed: passes, FLOP, bytes; and how much of it is there already."""
-    # Of each pass with the model, the share of the pool that it goes through.
-    shares = [plan.share_read(reads) for stage in plan.passes for reads in _pending(stage) if reads != "text"]
-    fits = [fit for stage in plan.passes for fit in stage.fits if not fit.artifact.is_complete]
-    done = sum(artifact.is_complete for artifact in _artifacts(plan))
+    works = workload(plan, config)
+    n_passes = sum(group.reads != "text" and bool(group.pending) for group in groups(plan))
     parts = []
-    if shares:
-        parts.append(f"{len(shares)} pass{'es' * (len(shares) > 1)} of the model over the pool")
+    if n_passes and plan.goes_to("features"):
+        parts.append(f"{n_passes} pass{'es' * (n_passes > 1)} of the model over the pool")
     if (n_parameters := _parameters(config)) is not None and plan.tokens:
-        tokens = math.ceil(sum(shares) * plan.candidates.facts["n_tokens"])
-        tokens += sum(2 * sum(example.n_tokens for example in fit.queries.examples) for fit in fits)
-        tokens += _warmup_tokens(plan, config)
+        tokens = sum(work.left for work in works if work.stage in WITH_SCORER and work.unit in TOKENS)
         flop = FLOP_PER_TOKEN * n_parameters * tokens
         parts.append(f"{flop / 1e12:,.1f} TFLOP with queries and warm-up ({n_parameters / 1e6:,.1f} M parameters)")
     if stored := _stored(plan):
         parts.append(stored)
-    parts.append(f"{done} of {len(_artifacts(plan))} results are there already")
+    done = sum(work.state == "done" for work in works)
+    parts.append(f"{done} of {len(works)} pieces of work are done already")
     return ", ".join(parts) + "; the time left is shown as soon as a rate is measured"
-
-
-def _pending(stage: Features) -> list[Reads]:
-    """What each pass reads that a stage has still to do."""
-    first = {
-        (cell.representation.reads, cell.checkpoint): cell for cell in stage.cells if not cell.features.is_complete
-    }
-    return [cell.representation.reads for cell in first.values()]
-
-
-def _artifacts(plan: Plan) -> list[Artifact]:
-    """Every result that the run goes through up to its selections."""
-    found = [plan.records.artifact, *([plan.tokens.artifact] if plan.tokens else [])]
-    if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp):
-        found.append(plan.warmup.artifact)
-    if plan.goes_to("features"):
-        for stage in plan.passes:
-            found += stage.artifacts
-        if plan.prefilter:
-            found += [plan.prefilter.score.artifact, plan.prefilter.artifact]
-    for method in plan.methods:
-        if plan.goes_to("score"):
-            found += [method.score.artifact, *([method.agreement.artifact] if method.agreement else [])]
-        if plan.goes_to("select"):
-            found += [method.select.artifact, *([method.stability.artifact] if method.stability else [])]
-    return list(dict.fromkeys(found))
-
-
-def _warmup_tokens(plan: Plan, config: RunConfig) -> int:
-    if not isinstance(plan.warmup, WarmUp) or plan.warmup.artifact.is_complete:
-        return 0
-    return math.ceil(plan.candidates.facts["n_tokens"] * config.warmup_share * plan.warmup.epochs[-1])
 
 
 def feature_bytes(plan: Plan) -> tuple[int, bool]:

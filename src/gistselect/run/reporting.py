@@ -20,7 +20,6 @@ from gistselect.report.facts import Agreement, Curve, MethodFacts, Reasons, RunF
 from gistselect.report.page import render
 from gistselect.run import ingest
 from gistselect.run.choosing import SELECTED
-from gistselect.run.comparing import COMPARISON
 from gistselect.run.contamination import OVERLAP
 from gistselect.run.finished import FinishedMethod, FinishedRun
 from gistselect.run.reasons import Explainer
@@ -87,7 +86,7 @@ def gather(run: FinishedRun, *, with_rows: bool = True) -> RunFacts:
         n_quarantined=len(explainer.quarantined),
         n_left_out=run.manifest.get("left_out", 0),
         prefilter=run.manifest.get("prefilter", {}),
-        comparison=read_json(run.folder / COMPARISON) if (run.folder / COMPARISON).is_file() else (),
+        comparison=run.comparison,
         curves=tuple(_curves(run)),
         agreements=tuple(_agreements(run.methods)),
         rows=tuple(_marked(one, marks) for one in _rows_to_show(explainer)) if with_rows else (),

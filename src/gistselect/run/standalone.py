@@ -19,6 +19,7 @@ from gistselect.run.progress import Reporter
 from gistselect.run.remember import recall
 from gistselect.run.scoring import quarantine_entry
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
+from gistselect.run.store import locked
 from gistselect.training.checkpoints import TrainingResult
 from gistselect.training.recipe import steps_per_epoch, training_amounts
 from gistselect.training.train import merge_adapter, train
@@ -33,21 +34,23 @@ def train_on_rows(config: TrainConfig, reporter: Reporter) -> list[TrainingResul
     """
     if config.merge and config.training.full:
         raise ConfigError("--merge adds an adapter to its base; a full fine-tuning is a whole model already.")
-    examples = _examples(config, reporter)
-    results = []
-    for seed in config.seeds:
-        folder = config.output / f"seed-{seed}"
-        n_steps = config.training.epochs * steps_per_epoch(len(examples), config.training.global_batch_size)
-        read = training_amounts(np.array([one.n_tokens for one in examples]), config.training.epochs)
-        with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps", **read) as step:
-            result = train(config.source, examples, config.training, output=folder, seed=seed, progress=step.reach)
-        _draw_curve(result, folder / "curve.svg")
-        reporter.say(f"  checkpoint: {result.adapter}")
-        if config.merge:
-            merge_adapter(config.source, result.adapter, folder / "merged")
-            reporter.say(f"  merged model: {folder / 'merged'}")
-        results.append(result)
-    return results
+    with locked(config.output, "wait", reporter.warn), reporter.recording(config.output):
+        examples = _examples(config, reporter)
+        return [_train(config, examples, seed, reporter) for seed in config.seeds]
+
+
+def _train(config: TrainConfig, examples: list[Example], seed: int, reporter: Reporter) -> TrainingResult:
+    folder = config.output / f"seed-{seed}"
+    n_steps = config.training.epochs * steps_per_epoch(len(examples), config.training.global_batch_size)
+    read = training_amounts(np.array([one.n_tokens for one in examples]), config.training.epochs)
+    with reporter.step(f"train, seed {seed}", total=n_steps, unit="steps", **read) as step:
+        result = train(config.source, examples, config.training, output=folder, seed=seed, progress=step.reach)
+    _draw_curve(result, folder / "curve.svg")
+    reporter.say(f"  checkpoint: {result.adapter}")
+    if config.merge:
+        merge_adapter(config.source, result.adapter, folder / "merged")
+        reporter.say(f"  merged model: {folder / 'merged'}")
+    return result
 
 
 def _examples(config: TrainConfig, reporter: Reporter) -> list[Example]:
@@ -79,7 +82,11 @@ def _draw_curve(result: TrainingResult, path: Path) -> None:
 
 def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
     """Measure a model on tasks; one line of metrics with intervals for each. See `evaluation.evaluate`."""
-    with reporter.steps("items") as progress:
+    with (
+        locked(config.output, "wait", reporter.warn),
+        reporter.recording(config.output),
+        reporter.steps("items") as progress,
+    ):
         result = evaluate(
             config.source,
             config.adapter,

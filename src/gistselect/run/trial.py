@@ -21,13 +21,13 @@ from gistselect.representations.interface import (
 )
 from gistselect.run.cells import Cell, Fit, Preparation, load_fit
 from gistselect.run.ingest import RecordRows, TokenRows
-from gistselect.run.methods import Method
 from gistselect.run.passes import collect
 from gistselect.run.plan import Plan
 from gistselect.run.rates import Clock, Rate, Spent, Timer, stratified
+from gistselect.run.scoring import Score
 from gistselect.run.sources import SourceSpec
 from gistselect.run.store import read_table, write_table
-from gistselect.run.workload import Group, fit_rate, lengths_of, pass_rate, score_rate
+from gistselect.run.workload import Group, fit_rate, lengths_of, pass_rate, score_rate, scores
 from gistselect.types import Example, Record
 
 PILOT_ROWS, MOST_ROWS = 16, 512
@@ -61,10 +61,10 @@ class Trial:
         if not group.cells:
             return self.rates
         kept, measured = self._pass(group, fitted, loading)
-        for method in self._plan.methods:
-            one = method.representation
+        for score in scores(self._plan):
+            one = score.representation
             if one in fitted and one in kept:
-                self._score(method, kept[one], measured, fitted[one])
+                self._score(score, kept[one], measured, fitted[one])
         return self.rates
 
     def _folder(self) -> Path:
@@ -181,21 +181,21 @@ class Trial:
         return {cell.representation: values for cell, values in zip(cells, kept, strict=True)}, dict(measured)
 
     def _score(
-        self, method: Method, values: NDArray[np.floating], measured: dict[str, NDArray[Any]], fitted: Fitted
+        self, score: Score, values: NDArray[np.floating], measured: dict[str, NDArray[Any]], fitted: Fitted
     ) -> None:
         """Time the scores of these rows for all targets at all checkpoints, and the files that they are read from."""
         path, timer = self._folder() / "features.parquet", Timer(self._clock)
-        n_checkpoints = len(method.columns[0].entries)
+        n_checkpoints = len(score.columns[0].entries)
         flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
         write_table(path, pa.table({"features": pa.FixedSizeListArray.from_arrays(flat, values.shape[1])}))
         features = [Features(values=values, measured=measured)] * n_checkpoints
         weights = np.full(n_checkpoints, 1 / n_checkpoints)
         with timer():
-            for _ in method.columns:
+            for _ in score.columns:
                 for _ in range(n_checkpoints):
                     read_table(path)
-                method.representation.score(features, [fitted] * n_checkpoints, weights)
-        self.rates[score_rate(method)] = Rate(
+                score.representation.score(features, [fitted] * n_checkpoints, weights)
+        self.rates[score_rate(score)] = Rate(
             per_unit=timer.spent * (1 / max(len(values), 1)), measured_on=f"{len(values):,} rows"
         )
 

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from gistselect.files import digest
 from gistselect.model.config import ModelConfig
 from gistselect.representations.interface import Reads
+from gistselect.run import ingest
 from gistselect.run.agreement import SAMPLE
 from gistselect.run.arms import BEFORE, FULL, Arm
 from gistselect.run.cells import Cell, Checkpoint, Fit, Preparation
 from gistselect.run.comparing import Compare
 from gistselect.run.config import RunConfig
+from gistselect.run.earlier import share_known
 from gistselect.run.features import Features, pass_name
-from gistselect.run.ingest import SHARD_ROWS, Rows, TokenRows
+from gistselect.run.ingest import Rows, TokenRows
 from gistselect.run.losses import Measured
 from gistselect.run.methods import Method
 from gistselect.run.plan import Plan
 from gistselect.run.reporting import MANY_SHARDS
+from gistselect.run.scoring import Score
 from gistselect.run.store import Artifact
 from gistselect.run.warmup import WarmUp, warmup_positions
 from gistselect.selection.baselines import random_rows
@@ -76,6 +79,9 @@ def workload(plan: Plan, config: RunConfig) -> list[Work]:
         found.append(_warm_up(plan.warmup))
     if plan.goes_to("features"):
         found += _features(plan)
+        if plan.prefilter is not None:
+            cheap = plan.prefilter.score
+            found.append(_score(cheap, f"score of the prefilter ({cheap.representation.title})"))
     for method in plan.methods:
         if plan.goes_to("score"):
             found += _scores(plan, method)
@@ -85,7 +91,7 @@ def workload(plan: Plan, config: RunConfig) -> list[Work]:
         for method in plan.methods:
             name = f"select ({method.representation.title})"
             found.append(_whole("select", name, rate, method.select.artifact, n_selected, "rows"))
-        read = min(facts["n_rows"], MANY_SHARDS * SHARD_ROWS)
+        read = min(facts["n_rows"], MANY_SHARDS * ingest.SHARD_ROWS)
         found.append(Work(stage="select", name="report.html", rate=REPORT, unit="rows", total=read, left=read))
     if plan.compare is not None:
         found += [*_trainings(plan.compare, n_selected), *_evaluations(plan.compare)]
@@ -199,6 +205,8 @@ def _pass(plan: Plan, group: Group, rows: Rows) -> Work:
     outputs = [cell.features for cell in pending]
     outputs += [cell.measured for cell in pending if cell.measured is not None]
     todo = [not all(one.shard(index).is_file() for one in outputs) for index in range(len(amounts))] if pending else []
+    known, n_pool = plan.features.known(group.reads, outputs), plan.records.rows.facts["n_rows"]
+    new = 1 - share_known(known, outputs, n_pool, ingest.SHARD_ROWS)
     # Which rows a prefilter keeps is not known yet: every shard counts for its share.
     share = plan.share_read(group.reads)
     return Work(
@@ -207,7 +215,7 @@ def _pass(plan: Plan, group: Group, rows: Rows) -> Work:
         rate=pass_rate(plan, group),
         unit=rows.unit,
         total=share * sum(amounts),
-        left=share * sum(amount for amount, missing in zip(amounts, todo, strict=False) if missing),
+        left=share * sum(amount * part for amount, part, missing in zip(amounts, new, todo, strict=False) if missing),
         parts=(len(amounts) - sum(todo), len(amounts)),
         parallel=True,
     )
@@ -223,8 +231,8 @@ def fit_rate(plan: Plan, one: Fit | Preparation) -> str:
 
 def pass_rate(plan: Plan, group: Group) -> str:
     """Key of the rate of a pass: what is read, and what is collected on the way."""
-    collected = sorted([cell.representation.name, cell.representation.pool_inputs] for cell in group.pending)
-    return f"pass-{group.reads}-{_short([repr(collected), *_model(plan, group.reads)])}"
+    collected = sorted(repr([cell.representation.name, cell.representation.pool_inputs]) for cell in group.pending)
+    return f"pass-{group.reads}-{_short([collected, *_model(plan, group.reads)])}"
 
 
 def _model(plan: Plan, reads: Reads) -> list[Any]:
@@ -239,9 +247,7 @@ def _model(plan: Plan, reads: Reads) -> list[Any]:
 
 def _scores(plan: Plan, method: Method) -> Iterator[Work]:
     title = method.representation.title
-    rate = score_rate(method)
-    n_rows = plan.candidates.facts["n_usable"]
-    yield _whole("score", f"score ({title})", rate, method.score.artifact, n_rows, "rows")
+    yield _score(method.score, f"score ({title})", plan.share_read(method.representation.reads))
     if method.agreement is not None:
         gradients = next(group for group in groups(plan) if group.reads == "gradient")
         fits = [fit for column in method.columns for fit, _ in column.entries]
@@ -252,10 +258,20 @@ def _scores(plan: Plan, method: Method) -> Iterator[Work]:
         yield _whole("score", name, pass_rate(plan, gradients), method.agreement.artifact, total, "tokens")
 
 
-def score_rate(method: Method) -> str:
+def _score(score: Score, name: str, share: float = 1.0) -> Work:
+    """`share` is that of the usable rows which a prefilter leaves to be scored."""
+    return _whole("score", name, score_rate(score), score.artifact, share * score.rows.facts["n_usable"], "rows")
+
+
+def scores(plan: Plan) -> list[Score]:
+    """Every scoring of a run."""
+    return [*([plan.prefilter.score] if plan.prefilter else []), *(method.score for method in plan.methods)]
+
+
+def score_rate(score: Score) -> str:
     """Key of the rate at which a method scores rows."""
-    one = method.representation
-    return f"score-{one.name}-{_short([one.fit_inputs, one.score_inputs, len(method.columns)])}"
+    one = score.representation
+    return f"score-{one.name}-{_short([one.fit_inputs, one.score_inputs, len(score.columns)])}"
 
 
 def select_rate(selector: str) -> str:
