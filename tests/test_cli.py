@@ -101,12 +101,20 @@ def test_own_target_without_heldout_items_cannot_be_evaluated(
         (["--template", "tulip"], "tulu"),
         (["--budget", "0"], "budget"),
         (["--adapter", "nowhere"], "nowhere"),
+        (["--dedup", "fuzzy"], "--dedup: Input should be 'exact' or 'near'."),
+        (["--dedup-threshold", "0.2"], "--dedup-threshold: Input should be greater than or equal to 0.5."),
+        (["--source-max", "a=b"], "--source-max 'a=b': amount 'b' is not understood"),
+        (["--warmup.epochs", "0"], "--warmup.epochs: Input"),
+        (["--representation", "bm25", "--prefilter", "gist:20%"], "spares nothing: none of bm25 reads more"),
     ],
 )
 def test_mistakes_are_one_message(
     arguments: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in failure([*arguments, *extra], capsys)
+    said = failure([*arguments, *extra], capsys)
+    assert message in said
+    for of_the_library in ("validation error", "pydantic", "input_value", "Value error"):
+        assert of_the_library not in said
 
 
 def test_unknown_key_in_a_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

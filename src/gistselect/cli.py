@@ -12,12 +12,13 @@ from typing import Annotated, Literal, cast
 
 import cyclopts
 from cyclopts import App, Parameter
+from pydantic import ValidationError
 
 from gistselect import __version__, looking, planning, upkeep
 from gistselect.bench.config import BenchConfig
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.loudness import spoken
-from gistselect.run.config import RunConfig, Stage
+from gistselect.run.config import RunConfig, Stage, explain
 from gistselect.run.remember import RUN_YAML, read_yaml, recall
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.study_config import STUDY_YAML, StudyConfig
@@ -285,6 +286,13 @@ def _stored_config(tokens: Sequence[str]) -> Path | None:
     return None
 
 
+def _told(error: Exception) -> str:
+    """An error as a sentence; what is wrong with options is said as everywhere else."""
+    if isinstance(error, cyclopts.ValidationError) and isinstance(error.__cause__, ValidationError):
+        return explain(error.__cause__, tuple(RunConfig.model_fields), as_flags=True)
+    return str(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that the user can act on are one message and exit status 2, never a traceback.
 
@@ -294,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
-        message = f"gistselect: {error}"
+        message = f"gistselect: {_told(error)}"
         Terminal(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -261,8 +261,9 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
         return config
 
 
-def explain(error: ValidationError, known: tuple[str, ...]) -> str:
-    """The validation errors as sentences, with the nearest option for an unknown one."""
+def explain(error: ValidationError, known: tuple[str, ...], *, as_flags: bool = False) -> str:
+    """The validation errors as sentences, with the nearest option for an unknown one; options as they stand in a file
+    or, `as_flags`, on the command line."""
     from difflib import get_close_matches
 
     sentences = []
@@ -274,5 +275,6 @@ def explain(error: ValidationError, known: tuple[str, ...]) -> str:
             sentences.append(f"unknown option {option!r}; {hint}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            option = f"--{option.replace('_', '-')}" if option and as_flags else option
             sentences.append(f"{option}: {message}." if option else f"{message}.")
     return " ".join(sentences)

@@ -122,6 +122,7 @@ class _Planner:
 
     def _refuse(self, *, needs_model: bool, trains_itself: bool) -> None:
         config = self.config
+        config.refuse_idle_prefilter()
         if config.model == LIVE and self.live is None:
             raise ConfigError(
                 f"{config.output} was made from a live model, which no file can name; call "
