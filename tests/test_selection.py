@@ -97,6 +97,9 @@ class InMemory:
         self.asked += len(positions)
         return [self.names[position] for position in positions]
 
+    def id_ranks(self) -> np.ndarray:
+        return np.argsort(sorted(range(len(self.names)), key=self.names.__getitem__))
+
     def expect(self, positions: np.ndarray) -> None:
         pass
 

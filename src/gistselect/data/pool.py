@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gistselect.data.config import ReadOptions
+from gistselect.data.ids import Ids
 from gistselect.data.parts import File, Part, name_to_keep, serialised
 from gistselect.data.shapes import Conversation, Row, conversation, renamed
 from gistselect.data.sources import open_parts
@@ -25,54 +25,6 @@ from gistselect.data.summary import Detected, shown
 from gistselect.data.turns import is_missing, kind, shorten, text
 from gistselect.errors import DataError
 from gistselect.types import Place, Record, Rejected
-
-
-class _Ids:
-    """Which ids are taken: an open-addressing table of 64-bit hashes, 12 to 24 bytes an id.
-
-    Two ids with one hash count as the same, which costs the later row its short name and nothing else.
-    """
-
-    def __init__(self) -> None:
-        self._table = array("Q", bytes(8 << 10))
-        self._used = 0
-
-    def __contains__(self, id: str) -> bool:
-        """Whether this id is taken."""
-        key, mask = self._key(id), len(self._table) - 1
-        slot = key & mask
-        while self._table[slot] not in (0, key):
-            slot = (slot + 1) & mask
-        return self._table[slot] == key
-
-    def claim(self, id: str) -> bool:
-        """Whether no earlier call had this id."""
-        key = self._key(id)
-        if not self._insert(self._table, key):
-            return False
-        self._used += 1
-        if self._used * 3 > len(self._table) * 2:
-            larger = array("Q", bytes(16 * len(self._table)))
-            for kept in self._table:
-                if kept:
-                    self._insert(larger, kept)
-            self._table = larger
-        return True
-
-    @staticmethod
-    def _key(id: str) -> int:
-        return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little") or 1
-
-    @staticmethod
-    def _insert(table: array[int], key: int) -> bool:
-        mask = len(table) - 1
-        slot = key & mask
-        while table[slot]:
-            if table[slot] == key:
-                return False
-            slot = (slot + 1) & mask
-        table[slot] = key
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +66,8 @@ class Pool:
     def rows(self) -> Iterator[Record | Rejected]:
         """Every data row in order; raises `DataError` if a source is unreadable or there is no row at all.
 
-        Memory grows by the hashes of the ids alone. A repeated id gets its source and place added, and so does not
-        depend on how often it was seen before.
+        Memory is bounded: many ids are told apart on disk (`data.ids`). A repeated id gets its source and place added,
+        and so does not depend on how often it was seen before.
         """
         reader = Reader(self)
         for index in range(len(self.parts)):
@@ -150,8 +102,9 @@ class Pool:
 class Reader:
     """One pass over the parts of a pool, in their order; it alone knows which ids are taken."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool, self._ids = pool, _Ids()
+    def __init__(self, pool: Pool, folder: Path | None = None) -> None:
+        """Ids that are too many for memory are kept in `folder`, without a name."""
+        self._pool, self._ids = pool, Ids(folder)
         self.n_rows = 0
         """Rows so far, which is the number of the next one."""
         self.found: list[Detected] = []
@@ -168,13 +121,16 @@ class Reader:
             yield self._read(part, number, item, place, detected)
             self.n_rows += 1
 
-    def take(self, ids: Sequence[str], detected: Detected) -> bool:
-        """Go past a part that was read before and has these ids, unless an earlier row has one of them."""
-        if detected.n_renamed or any(id in self._ids for id in ids):
+    def take(self, ids: Callable[[], Iterable[str]], detected: Detected) -> bool:
+        """Go past a part that was read before and has these ids, unless an earlier row has one of them.
+
+        They are read twice, and never all in memory.
+        """
+        if detected.n_renamed or any(id in self._ids for id in ids()):
             return False
-        for id in ids:
+        for id in ids():
             self._ids.claim(id)
-        self.n_rows += len(ids)
+            self.n_rows += 1
         self.found.append(detected)
         return True
 

@@ -66,7 +66,7 @@ class ReadPool:
             with artifact.timed():
                 engine.run(ReadFiles(parts=ahead), "read files", reporter)
             earlier = files_read(artifact.folder.parent, pool.reading)
-        reader, cutter = Reader(pool), _Cutter(artifact)
+        reader, cutter = Reader(pool, artifact.folder), _Cutter(artifact)
         parts: list[dict[str, Any]] = []
         with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
             for index, (part, digest) in enumerate(zip(pool.parts, pool.part_digests, strict=True)):
@@ -193,8 +193,11 @@ def _taken(read: Read, part: int, reader: Reader, cutter: _Cutter) -> bool:
             table = read_table(read.artifact.shard(shard), list(columns) if columns else None)
             yield table.slice(max(first - start, 0), min(stop, start + ingest.SHARD_ROWS) - max(first, start))
 
+    def ids() -> Iterator[str]:
+        for piece in pieces(["id"]):
+            yield from piece["id"].to_pylist()
+
     row = reader.n_rows
-    ids = [id for piece in pieces(["id"]) for id in piece["id"].to_pylist()]
     if not reader.take(ids, Detected.restored(read.detected)):
         return False
     for piece in pieces():

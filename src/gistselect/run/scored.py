@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,7 @@ class ScoredPool:
 
     @cached_property
     def _id_ranks(self) -> NDArray[np.integer]:
-        ids = read_table(self.path, ["id"])["id"].cast(pa.large_binary())  # UTF-8 sorts as code points do.
-        return pc.call_function("rank", [ids], pc.RankOptions(tiebreaker="first")).to_numpy()
+        return id_ranks(self.path)
 
     def take(self, columns: Sequence[str], positions: NDArray[np.intp]) -> pa.Table:
         """These columns of the rows at these positions, ascending; the table is read a piece at a time."""
@@ -177,6 +177,12 @@ class _Place:
     def queries(self) -> list[FloatArray]:
         """(n_query, d) of each target."""
         return [fit.arrays["query_features"].astype(np.float64) for fit in self.fits]
+
+
+def id_ranks(path: Path) -> NDArray[np.integer]:
+    """(n,) place of each row of a table among all, sorted by its column `id`; from 1."""
+    ids = read_table(path, ["id"])["id"].cast(pa.large_binary())  # UTF-8 sorts as code points do.
+    return pc.call_function("rank", [ids], pc.RankOptions(tiebreaker="first")).to_numpy()
 
 
 def by_shard(rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:

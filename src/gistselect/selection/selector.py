@@ -135,14 +135,23 @@ def by_keys(keys: Sequence[NDArray[np.floating]], pool: PoolView) -> Order:
     order = np.lexsort([-key for key in reversed(keys)]) if len(keys) > 1 else np.argsort(-keys[0], kind="stable")
     start = 0
     while start < len(order):
-        stop = min(start + BLOCK, len(order))
-        while stop < len(order) and all(key[order[stop]] == key[order[stop - 1]] for key in keys):
-            stop += 1
+        stop = _end_of_tie(order, min(start + BLOCK, len(order)), keys)
         block = _ties_by_id(order[start:stop], keys, pool)
         pool.expect(block)
         for position in block.tolist():  # noqa: UP028 - a list cannot be told what was taken
             yield position
         start = stop
+
+
+def _end_of_tie(order: NDArray[np.intp], stop: int, keys: Sequence[NDArray[np.floating]]) -> int:
+    """The first rank from `stop` on whose row differs from the one before."""
+    while stop < len(order):
+        ranked = order[stop - 1 : stop + BLOCK]
+        differs = np.logical_or.reduce([key[ranked[1:]] != key[ranked[:-1]] for key in keys])
+        if differs.any():
+            return stop + int(differs.argmax())
+        stop += len(differs)
+    return stop
 
 
 def _ties_by_id(block: NDArray[np.intp], keys: Sequence[NDArray[np.floating]], pool: PoolView) -> NDArray[np.intp]:
@@ -152,10 +161,15 @@ def _ties_by_id(block: NDArray[np.intp], keys: Sequence[NDArray[np.floating]], p
     if not tied.any():
         return block
     places = np.flatnonzero(tied)
-    group = np.concatenate([[0], np.cumsum(~same)])[places].tolist()
+    group = np.concatenate([[0], np.cumsum(~same)])[places]
+    sorted_block = block.copy()
+    if len(places) > BLOCK:
+        # One tie of many rows, as where nothing was found: their ids are not made text of Python.
+        ranks = pool.id_ranks()[block[places]]
+        sorted_block[places] = block[places][np.lexsort([ranks, group])]
+        return sorted_block
     positions = np.sort(block[places])
     names = dict(zip(positions.tolist(), pool.ids(positions), strict=True))
-    ranked = sorted(zip(group, block[places].tolist(), strict=True), key=lambda one: (one[0], names[one[1]]))
-    sorted_block = block.copy()
+    ranked = sorted(zip(group.tolist(), block[places].tolist(), strict=True), key=lambda one: (one[0], names[one[1]]))
     sorted_block[places] = [position for _, position in ranked]
     return sorted_block
