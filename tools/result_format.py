@@ -16,6 +16,7 @@ PLOTS = DOCS / "results"
 TITLES = {
     "gist": "GIST",
     "less": "LESS",
+    "less_adam": "LESS with Adam's step",
     "ekfac": "EK-FAC",
     "loss_drop": "Loss drop",
     "rds": "RDS+",
