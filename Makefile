@@ -41,7 +41,7 @@ wheel-check: install
 # Known faults of the tested versions. It asks a database on the network (pypi.org, osv.dev), so it is no part of `check`.
 audit: install
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 install: $(VENV)/installed
 

@@ -1,11 +1,12 @@
 """Resident memory while one process goes through many rows: does it grow with them?
 
-    python benchmarks/resident.py --output /tmp/resident [--rows 50000]
+    python benchmarks/resident.py --output /tmp/resident [--rows 50000] [--methods gist rds bm25]
 
 The embedded model with short rows that are made of the words of its pool, through every pass of one `run`: reading,
 tokenising, a pass over texts (BM25), forward passes (RDS+), backward passes (GIST), and scoring. Resident memory is
 looked at every two seconds of each; the slope is that of a straight line through what came after the first fifth of
-the rows. The folder must be new. Writes benchmarks/results/resident.json.
+the rows. The folder must be new. Writes benchmarks/results/resident.json; what it holds of other steps of as many rows
+stays, so methods can be looked at one by one.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--methods", nargs="+", default=["gist", "rds", "bm25"])
     options = parser.parse_args()
     options.output.mkdir(parents=True)
     pool = options.output / "pool.jsonl"
@@ -114,7 +116,7 @@ def main() -> None:
             "data_dir": DEMO / "data",
             "max_length": 128,
             "max_queries": 16,
-            "representation": ("gist", "rds", "bm25"),
+            "representation": tuple(options.methods),
             "budget": "5%",
             "device": "cpu",
             "warmup_share": min(1.0, 100 / options.rows),
@@ -132,6 +134,8 @@ def main() -> None:
         for name, seen in watching.seen.items()
         if sum(rows >= SETTLED * options.rows for rows, _ in seen) >= 3
     }
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    earlier = known["steps"] if known.get("rows") == options.rows else {}
     write_json(
         RESULTS,
         {
@@ -143,7 +147,7 @@ def main() -> None:
             },
             "rows": options.rows,
             "tokens": n_tokens,
-            "steps": found,
+            "steps": earlier | found,
         },
     )
     for name, one in found.items():

@@ -30,8 +30,11 @@ def report(folder: Path, *others: Path, output: Path | None = None) -> None:
     from gistselect.run.finished import FinishedRun
     from gistselect.run.reporting import write_report
     from gistselect.run.results import REPORT
+    from gistselect.run.steady import steady
 
-    if not others and output is None and (folder / REPORT).is_file() and not FinishedRun.open(folder).methods:
+    with steady(folder):
+        stays = not others and output is None and (folder / REPORT).is_file() and not FinishedRun.open(folder).methods
+    if stays:
         said = f"The scores of {folder} are no longer stored, so its page stays as it was written: {folder / REPORT}"
         Terminal().print(said, markup=False, highlight=False, soft_wrap=True)
         return
@@ -58,8 +61,11 @@ def explain(folder: Path, *, id: str | None = None, row: int | None = None, whol
         Show all of its text.
     """
     from gistselect.run.reasons import explained
+    from gistselect.run.steady import steady
 
-    for line in explained(folder, id=id, row=row, whole=whole):
+    with steady(folder):
+        lines = list(explained(folder, id=id, row=row, whole=whole))
+    for line in lines:
         Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -74,12 +80,14 @@ def spectrum(folder: Path) -> None:
     from gistselect.files import read_json
     from gistselect.report.spectrum import draw_spectrum, leading_values, spectrum_table
     from gistselect.run.results import SPECTRUM, SUBSPACE_JSON
+    from gistselect.run.steady import steady
 
-    if not (folder / SUBSPACE_JSON).is_file():
-        raise ConfigError(
-            f"{folder} holds no {SUBSPACE_JSON}; run 'gistselect score --output {folder}' with gist first."
-        )
-    described = read_json(folder / SUBSPACE_JSON)
+    with steady(folder):
+        if not (folder / SUBSPACE_JSON).is_file():
+            raise ConfigError(
+                f"{folder} holds no {SUBSPACE_JSON}; run 'gistselect score --output {folder}' with gist first."
+            )
+        described = read_json(folder / SUBSPACE_JSON)
     draw_spectrum(described, folder / SPECTRUM)
     print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
     Terminal().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)

@@ -26,6 +26,7 @@ from gistselect.run.reasons import Explainer
 from gistselect.run.remember import RUN_YAML, read_yaml
 from gistselect.run.results import REPORT, SUBSPACE_JSON
 from gistselect.run.scoring import SCORE
+from gistselect.run.steady import steady
 from gistselect.run.store import Artifact, read_names, read_table
 from gistselect.run.tokenising import kind_of_reason
 from gistselect.training.checkpoints import CURVE
@@ -39,25 +40,30 @@ MANY_ROWS, MANY_SHARDS = 200_000, 60
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """The page of the first run, with a comparison with the others; by default report.html in its folder.
 
-    Raises `ConfigError` for a folder without a selection.
+    Raises `ConfigError` for a folder without a selection, and what `steady` raises.
     """
-    runs = [gather(FinishedRun.open(folder), with_rows=index == 0) for index, folder in enumerate(folders)]
-    return _write(runs, folders, output or folders[0] / REPORT)
+    with steady(*folders):
+        runs = [gather(FinishedRun.open(folder), with_rows=index == 0) for index, folder in enumerate(folders)]
+        page = _page(runs, folders)
+    return _write(page, output or folders[0] / REPORT)
 
 
 def report_of(folder: Path) -> RunFacts:
     """Write the page of one run into its folder; what it is about."""
     run = gather(FinishedRun.open(folder))
-    _write([run], [folder], folder / REPORT)
+    _write(_page([run], [folder]), folder / REPORT)
     return run
 
 
-def _write(runs: list[RunFacts], folders: Sequence[Path], path: Path) -> Path:
+def _page(runs: list[RunFacts], folders: Sequence[Path]) -> str:
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=run.output) for run in runs]
     ids = [_selected_ids(folder) for folder in folders]
     shared = [len(ids[0] & other) / max(1, len(ids[0] | other)) for other in ids]
-    page = render(runs[0], runs[1:], shared[1:])
+    return render(runs[0], runs[1:], shared[1:])
+
+
+def _write(page: str, path: Path) -> Path:
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
     return path

@@ -123,7 +123,8 @@ def refuse_foreign(folder: Path) -> None:
 def _retract_selection(method: Method) -> None:
     made, shown = method.select.artifact / SELECTION, method.folder / SELECTION
     if shown.exists() and not (made.exists() and _same_selection(made, shown)):
-        for name in (SELECTION, SELECTED, REFUSED, OVERLAP, COMPARISON, REPORT):
+        # The manifest goes first: while it is there, it is about the files beside it.
+        for name in (MANIFEST, SELECTION, SELECTED, REFUSED, OVERLAP, COMPARISON, REPORT):
             (method.folder / name).unlink(missing_ok=True)
 
 

@@ -15,10 +15,12 @@ from gistselect.export.job import ExportJob, export
 from gistselect.files import replacing, write_json_lines
 from gistselect.model.loading import load_tokenizer
 from gistselect.report.charts import Line, line_chart
+from gistselect.run.choosing import SELECTED
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import recall
 from gistselect.run.scoring import quarantine_entry
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
+from gistselect.run.steady import steady
 from gistselect.run.store import locked
 from gistselect.training.checkpoints import TrainingResult
 from gistselect.training.recipe import steps_per_epoch, training_amounts
@@ -101,11 +103,14 @@ def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
 
 def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     """Write a run's selection for another tool; the files written."""
-    config = recall(folder)
-    options = config if config.output_format == "pool" else None
-    rows = read_records(folder / "selected.jsonl", options)
+    with steady(folder):
+        config = recall(folder)
+        options = config if config.output_format == "pool" else None
+        if not (folder / SELECTED).is_file():
+            raise ConfigError(f"{folder} holds no {SELECTED}; run 'gistselect select --output {folder}' first.")
+        rows = read_records(folder / SELECTED, options)
     if broken := [row for row in rows if isinstance(row, Rejected)]:
-        raise DataError(f"{folder / 'selected.jsonl'}: {broken[0].reason}; run 'gistselect select' again.")
+        raise DataError(f"{folder / SELECTED}: {broken[0].reason}; run 'gistselect select' again.")
     job = ExportJob(
         records=[row for row in rows if isinstance(row, Record)],
         output=output,
