@@ -166,14 +166,11 @@ def described(folder: Path, n_rows: int, found: Mapping[str, Any]) -> dict[str, 
     """The result file."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "made": {
-            "command": f"python benchmarks/repeatability.py --rows {n_rows}",
-            "model": "demo",
-            "commit": commit,
-            "machine": f"{os.cpu_count()} busy CPU cores, {torch.backends.cpu.get_cpu_capability()}",
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in ("torch", "transformers", "ray", "bitsandbytes")},
-        },
+        "command": f"python benchmarks/repeatability.py --rows {n_rows}",
+        "commit": commit,
+        "machine": f"{os.cpu_count()} busy CPU cores, {torch.backends.cpu.get_cpu_capability()}",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "transformers", "ray", "bitsandbytes")},
         "rows": n_rows,
         "budget": BUDGET,
         "variants": found,

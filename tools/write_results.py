@@ -1,4 +1,4 @@
-"""Write the tables and plots of docs/results.md and README.md from benchmarks/results; --check fails if one is stale.
+"""Write tables and plots of docs/results.md, reliability.md and README.md from benchmarks/results; --check: are they?
 
 What stands between `<!-- results: NAME -->` and `<!-- end -->` is written by `BLOCKS[NAME]`; all else is written by
 hand. Every number there comes from a file that a command of the repository wrote; the block "files" says which.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_result import cascade_block
+from reliability_results import RELIABILITY
 from result_format import (
     DOCS,
     NOT_YET,
@@ -32,7 +33,7 @@ from result_format import (
     with_interval,
 )
 
-PAGES = (DOCS / "results.md", ROOT / "README.md")
+PAGES = (DOCS / "results.md", DOCS / "reliability.md", ROOT / "README.md")
 BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 MATHEMATICS = ("cot_gsm8k", "mawps", "svamp", "asdiv", "cot_aqua")
 BEFORE, RANDOM = "before", "random rows"
@@ -299,6 +300,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cascade": cascade_block,
     "speed": speed_block,
     "files": files_block,
+    **RELIABILITY,
 }
 
 
