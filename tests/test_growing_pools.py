@@ -14,6 +14,7 @@ import pytest
 
 from gistselect.data import tokens as tokens_module
 from gistselect.data.pool import Reader, open_pool
+from gistselect.representations import bm25, embedding
 from gistselect.run import ingest as ingest_stage
 from gistselect.run import passes
 from gistselect.run.config import RunConfig
@@ -243,3 +244,41 @@ def test_files_read_by_workers_are_read_as_by_one_process(
         tables.append([pq.read_table(path) for path in sorted(stage.artifact.folder.glob("shard-*.parquet"))])
     assert tables[0] == tables[1]
     assert facts[0] == facts[1]
+
+
+def test_an_embedding_is_taken_over_and_what_the_pool_determines_is_not(
+    files: dict[str, Path], target_file: Path, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_by: Counter[str] = Counter()
+    for module in (embedding, bm25):
+        take = module._Collector.take
+
+        def counted(self: Any, records: Sequence[Any], take: Any = take, name: str = module.__name__) -> Any:
+            taken_by[name.rpartition(".")[2]] += len(records)
+            return take(self, records)
+
+        monkeypatch.setattr(module._Collector, "take", counted)
+    values = {
+        "target": (str(target_file),),
+        "budget": 3,
+        "output": tmp_path / "run",
+        "representation": ("embedding", "bm25"),
+        "encoder": str(tiny_encoder),
+        "stability_draws": 0,
+    }
+    n = {name: count - 1 for name, count in ROWS.items()}
+    run(values, pool=paths(files, "ac"))
+    assert taken_by == {"embedding": n["a"] + n["c"], "bm25": n["a"] + n["c"]}
+    taken_by.clear()
+    reporter = RecordingReporter()
+    grown = run(values, reporter, pool=paths(files, "abc"))
+    assert taken_by == {"embedding": n["b"], "bm25": sum(n.values())}
+    assert any("37 rows of the pool were there before; what is known of them for Embedding" in s for s in reporter.said)
+    fresh = run(values, pool=paths(files, "abc"), output=tmp_path / "fresh")
+    for path, rtol in (("scores.parquet", 1e-5), ("methods/bm25/scores.parquet", 0)):
+        found, expected = (pq.read_table(folder / path) for folder in (grown, fresh))
+        assert found["id"].to_pylist() == expected["id"].to_pylist()
+        np.testing.assert_allclose(found["score"].to_numpy(), expected["score"].to_numpy(), rtol=rtol, atol=rtol)
+    taken_by.clear()
+    run(values, pool=paths(files, "cb"))
+    assert taken_by == {"bm25": n["b"] + n["c"]}

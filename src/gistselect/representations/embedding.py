@@ -75,6 +75,10 @@ class Embedding(Representation):
         return False
 
     @property
+    def is_of_the_row_alone(self) -> bool:
+        return True
+
+    @property
     def source(self) -> ModelConfig:
         """The encoder as the model layer finds it."""
         folder = Path(self.encoder or "").expanduser()

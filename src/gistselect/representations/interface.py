@@ -192,6 +192,12 @@ class Representation(BaseModel, ABC):
         return True
 
     @property
+    def is_of_the_row_alone(self) -> bool:
+        """Whether what is kept of a row follows from what is read of it, from the fit, and from no other row or id, so
+        that it can be taken over where an earlier pool had the row too. What a model gives always does."""
+        return self.reads != "text"
+
+    @property
     def is_approximate(self) -> bool:
         """Whether `reference` gives better scores than `score`."""
         return False

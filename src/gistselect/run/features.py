@@ -81,16 +81,19 @@ class Features:
     def _pass(self, source: SourceSpec, cells: Sequence[Cell], reporter: Reporter) -> Pass:
         """The pass for pending cells, with what is known of the rows that an earlier pool had too."""
         job = Pass(source=source, cells=tuple(cells))
-        known = self.known(source.reads, job.outputs)
+        known = self.known(cells)
         if known:
             least = min(map(n_rows, known.values()))
-            reporter.say(f"{least:,} rows of the pool were there before; what is known of them is taken over.")
+            of = list(dict.fromkeys(one.representation.title for one in cells if one.features.key in known))
+            some = f" for {', '.join(of)}" if source.reads == "text" else ""
+            reporter.say(f"{least:,} rows of the pool were there before; what is known of them{some} is taken over.")
         return replace(job, known=known)
 
-    def known(self, reads: Reads, outputs: Sequence[Artifact]) -> dict[str, tuple[Stretch, ...]]:
-        """Rows of which an earlier pool's outputs hold what these are to hold, by the key of each that has some."""
-        if reads == "text":  # what text methods keep depends on the whole pool, or costs nothing
-            return {}
+    def known(self, cells: Sequence[Cell]) -> dict[str, tuple[Stretch, ...]]:
+        """Rows of which an earlier pool's outputs hold what those of these cells are to hold, by the key of each."""
+        cells = [cell for cell in cells if cell.representation.is_of_the_row_alone]
+        outputs = [cell.features for cell in cells]
+        outputs += dict.fromkeys(cell.measured for cell in cells if cell.measured is not None)
         found = {artifact.key: stretches(artifact, self.records) for artifact in outputs}
         return {key: known for key, known in found.items() if known}
 

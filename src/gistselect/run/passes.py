@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,30 +134,50 @@ def lost_because(cell: Cell, shard: int) -> str | None:
 def work(job: Pass, shard: int, sources: Sources) -> None:
     """Do one shard of a pass: read its rows once, hand them to every cell whose file is missing, write the files.
 
-    Rows of which an earlier pool's outputs know everything are taken from there.
+    What an earlier pool's outputs know of its rows is taken from there: of a pass through a model if all know a row, of
+    text whatever each knows.
     """
     started = time.perf_counter()
     missing = [cell for cell in job.cells if not cell.features.shard(shard).is_file()]
     measures = dict.fromkeys(cell.measured for cell in job.cells if cell.measured is not None)
     measures = [artifact for artifact in measures if not artifact.shard(shard).is_file()]
-    numbers, items = _rows(job.source.rows, shard)
-    is_known, known = _known(job, [*(cell.features for cell in missing), *measures], numbers)
-    own = [0.0] * len(missing)
+    read = cache(lambda: _rows(job.source.rows, shard))
+    # Where something is known, the rows themselves may not be needed.
+    numbers = job.source.rows.table(shard, ["row"])["row"].to_numpy() if job.known else read()[0]
+    own: list[float] = []
+    for cells in [[cell] for cell in missing] if job.source.reads == "text" else [missing]:
+        own += _write(job, shard, cells, measures, numbers, lambda: read()[1], sources)
+    shared = time.perf_counter() - started - sum(own)
+    for cell, seconds in zip(missing, own, strict=True):
+        cell.features.spend(shared=shared, own=seconds)
+
+
+def _write(
+    job: Pass,
+    shard: int,
+    cells: Sequence[Cell],
+    measures: Sequence[Artifact],
+    numbers: NDArray[np.int64],
+    items: Callable[[], Sequence[Any]],
+    sources: Sources,
+) -> list[float]:
+    """Write a shard of these cells and of what is measured; seconds of each cell's own arithmetic."""
+    outputs = [*(cell.features for cell in cells), *measures]
+    is_known, known = _known(job, outputs, numbers)
+    own = [0.0] * len(cells)
     if not is_known.all() or not len(numbers):
-        new = [item for item, there in zip(items, is_known, strict=True) if not there]
+        new = [item for item, there in zip(items(), is_known, strict=True) if not there]
         source = sources.open(job.source)
-        collectors = [sources.collector(cell, source) for cell in missing]
+        collectors = [sources.collector(cell, source) for cell in cells]
         with _own_seconds(collectors) as own:
             kept, measured = _RUN[job.source.reads](source, new, collectors)
         made = [_features_table(numbers[~is_known], values) for values in kept]
         made += [pa.table({"row": numbers[~is_known], **measured})] * len(measures)
     else:
-        made = [known[artifact.key].slice(0, 0) for artifact in (*(cell.features for cell in missing), *measures)]
-    for artifact, table in zip([*(cell.features for cell in missing), *measures], made, strict=True):
+        made = [known[artifact.key].slice(0, 0) for artifact in outputs]
+    for artifact, table in zip(outputs, made, strict=True):
         write_table(artifact.shard(shard), _together(table, known.get(artifact.key)))
-    shared = time.perf_counter() - started - sum(own)
-    for cell, seconds in zip(missing, own, strict=True):
-        cell.features.spend(shared=shared, own=seconds)
+    return own
 
 
 def _rows(rows: RecordRows | TokenRows, shard: int) -> tuple[NDArray[np.int64], Sequence[Any]]:

@@ -205,7 +205,7 @@ def _pass(plan: Plan, group: Group, rows: Rows) -> Work:
     outputs = [cell.features for cell in pending]
     outputs += [cell.measured for cell in pending if cell.measured is not None]
     todo = [not all(one.shard(index).is_file() for one in outputs) for index in range(len(amounts))] if pending else []
-    known, n_pool = plan.features.known(group.reads, outputs), plan.records.rows.facts["n_rows"]
+    known, n_pool = plan.features.known(pending), plan.records.rows.facts["n_rows"]
     new = 1 - share_known(known, outputs, n_pool, ingest.SHARD_ROWS)
     # Which rows a prefilter keeps is not known yet: every shard counts for its share.
     share = plan.share_read(group.reads)
