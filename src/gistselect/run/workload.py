@@ -249,13 +249,15 @@ def _scores(plan: Plan, method: Method) -> Iterator[Work]:
     title = method.representation.title
     yield _score(method.score, f"score ({title})", plan.share_read(method.representation.reads))
     if method.agreement is not None:
-        gradients = next(group for group in groups(plan) if group.reads == "gradient")
+        # Where scores are all that is needed, no pass is left in the plan, and no agreement is to be measured.
+        gradients = next((group for group in groups(plan) if group.reads == "gradient"), None)
+        rate = pass_rate(plan, gradients) if gradients else "pass-gradient"
         fits = [fit for column in method.columns for fit, _ in column.entries]
         facts = plan.candidates.facts
         mean = facts["n_tokens"] / max(facts["n_usable"], 1)
         total = sum(amount_of(fit, plan.candidates)[0] + SAMPLE * mean for fit in fits)
         name = f"agreement of the sketch ({title})"
-        yield _whole("score", name, pass_rate(plan, gradients), method.agreement.artifact, total, "tokens")
+        yield _whole("score", name, rate, method.agreement.artifact, total, "tokens")
 
 
 def _score(score: Score, name: str, share: float = 1.0) -> Work:
