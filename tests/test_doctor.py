@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 from transformers import AutoTokenizer
@@ -190,6 +191,39 @@ def test_a_device_that_is_not_there_is_bad() -> None:
     (check,) = device_checks(DoctorConfig(device="cuda:77"))
     assert check.status == "bad"
     assert "'auto' or 'cpu'" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "expected"),
+    [
+        ("auto", (9, 0), {"device": "ok", "number format": "ok", "attention": "ok"}),
+        ("bfloat16", (7, 5), {"device": "ok", "number format": "note", "attention": "note"}),
+        ("float32", (9, 0), {"device": "ok", "number format": "ok", "attention": "note"}),
+    ],
+)
+def test_what_is_said_of_a_gpu(
+    dtype: str, capability: tuple[int, int], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pretended one: what torch says of it is given, and its arithmetic is done here."""
+    made = torch.linspace
+    given = {
+        "is_available": lambda: True,
+        "mem_get_info": lambda _: (60e9, 80e9),
+        "get_device_name": lambda _: "Some GPU",
+        "device_count": lambda: 2,
+        "is_bf16_supported": lambda *_: capability >= (8, 0),
+        "get_device_capability": lambda _: capability,
+    }
+    for name, said in given.items():
+        monkeypatch.setattr(torch.cuda, name, said)
+    monkeypatch.setattr(torch, "linspace", lambda *arguments, device: made(*arguments))
+    checks = {one.name: one for one in device_checks(DoctorConfig(dtype=dtype))}
+    assert {name: one.status for name, one in checks.items()} == expected
+    assert checks["device"].found.startswith("Some GPU, 60.0 of 80.0 GB free, 2 in all, CUDA ")
+    assert all(bool(one.remedy) == (one.status != "ok") for one in checks.values())
+    if capability < (8, 0):
+        assert "--dtype float32" in checks["number format"].remedy
+        assert "--engine.packing padded" in checks["attention"].remedy
 
 
 def test_offline_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
