@@ -150,7 +150,7 @@ def test_limits_hold_and_are_accounted_for(base: dict[str, Any]) -> None:
     assert account["limits"]["="] == {"most": 3, "least": 3, "selected": 3}
     assert sum(one["selected"] for one in account["limits"].values()) == 12
     said_lines = "\n".join(reporter.said)
-    assert "better ranked rows were refused: their source has its most (--source-max)" in said_lines
+    assert "better ranked rows were refused: of a source that has its most (--source-max)" in said_lines
     page = (output / "report.html").read_text()
     assert "Limits of sources" in page
     assert "<b>\u202e" not in page
@@ -173,7 +173,7 @@ def test_contamination_is_counted_always_and_left_out_on_request(base: dict[str,
     refused = pq.read_table(output / "refused.parquet").to_pylist()
     assert {(one["id"], one["row"]) for one in refused} == {("row 10", 10), ("row 30", 30)}
     reasons = Explainer(FinishedRun.open(output)).find(row=30)
-    assert reasons.reason == "refused: they share a passage with an item (--decontaminate)"
+    assert reasons.reason == "refused: sharing a passage with an item (--decontaminate)"
     run(base, decontaminate="none")
     assert not (output / "refused.parquet").exists()
 

@@ -98,6 +98,8 @@ def test_a_study_is_continued_and_says_what_it_found(options: dict[str, Any]) ->
         key = (line["target"], line["budget"], line["arm"])
         assert (float(line["stability"]) if line["stability"] else None) == of.get(key)
     assert f"| {of['sums', '20%', 'BM25']:.0%} |" in text
+    (pair,) = (one for one in stored["overlap"] if (one["target"], one["budget"]) == ("sums", "20%"))
+    assert f"| (2) BM25, top_k | {pair['jaccard']:.2f} |" in text
     # Another budget finds the passes done.
     more = RecordingReporter()
     study({**options, "budgets": (4, "20%", 7)}, more)
@@ -125,6 +127,13 @@ def test_the_command_line_compares(options: dict[str, Any], capsys: pytest.Captu
     assert "BM25" in capsys.readouterr().out
     main(["compare", "--output", str(options["output"])])
     assert (options["output"] / "study.yaml").is_file()
+
+
+def test_sentences_name_the_selector_where_there_are_several(options: dict[str, Any]) -> None:
+    options = {**options, "representation": ("bm25",), "budgets": (4,), "train_seeds": (0,)}
+    found = study({**options, "selectors": ("top_k", "vote")})
+    told = [sentence for one in found.findings for sentence in one.verdicts if one.target == "sums"]
+    assert sorted({sentence.partition(" is ")[0] for sentence in told}) == ["BM25 by top_k", "BM25 by vote"]
 
 
 def test_mistakes_stop_a_study_before_any_work(options: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ CHEAP = SelectionCost(seconds={"read": 2.0}, bytes_per_row=4.0, full_training=FU
 
 
 def test_effort_is_told_as_a_ratio_of_times() -> None:
-    assert took(CHEAP.described(), DEAR.described()) == "it took 0.032 times as long"
+    assert took(CHEAP.described(), DEAR.described()) == "it took 0.032 of the time"
     assert took(DEAR.described(), DEAR.described()) == "it took about as long"
     assert took(DEAR.described(), None) == "selecting took 62 s, 0.31 of one training on the full pool"
     assert took(None, DEAR.described()) == ""

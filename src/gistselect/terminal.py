@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
@@ -13,6 +14,10 @@ from rich.text import Text
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but for tab and line feed, marks that turn the direction of text, and half surrogate pairs."""
+
+
+IN_A_FILE = 400
+"""Characters of a line where nobody's screen ends it."""
 
 
 def printable(text: str) -> str:
@@ -32,10 +37,13 @@ class Terminal(Console):
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A table on standard output; cell text is never markup."""
-    table = Table(title=title)
+    """A table on standard output; cell text is never markup. In a file lines are as long as the table wants."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in rows[0]:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row.values()))
-    Terminal().print(table)
+    terminal = Terminal()
+    if not terminal.is_terminal:
+        terminal.width = IN_A_FILE
+    terminal.print(table)

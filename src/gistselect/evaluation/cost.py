@@ -76,4 +76,6 @@ def took(candidate: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
     ratio = candidate["selection_seconds"] / other["selection_seconds"]
     if ABOUT_AS_LONG[0] <= ratio <= ABOUT_AS_LONG[1]:
         return "it took about as long"
+    if ratio < 1:
+        return f"it took {ratio:.2g} of the time"
     return f"it took {ratio:,.2g} times as long" if ratio < 10 else f"it took {ratio:,.0f} times as long"

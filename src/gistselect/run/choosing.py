@@ -169,7 +169,8 @@ def accounting_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"Budget: {found['used']:,} of {found['budget']:,} {found['unit']}, {facts['n_selected']:,} rows."
     for reason, count in found.get("refused", {}).items():
         yield f"  {count:,} better ranked rows were refused: {reason}"
-    limits = list(found.get("limits", {}).items())
+    # Those first that were likeliest to decide: a least, and a most that is reached or nearly so.
+    limits = sorted(found.get("limits", {}).items(), key=lambda item: (item[1]["least"] is None, -_filled(item[1])))
     for source, one in limits[:SHOWN_SOURCES]:
         said = [
             f"{word} {one[key]:,}" for key, word in (("least", "at least"), ("most", "at most")) if one[key] is not None
@@ -177,6 +178,11 @@ def accounting_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {source}: {one['selected']:,} {found['unit']} ({', '.join(said)})"
     if len(limits) > SHOWN_SOURCES:
         yield f"  and {len(limits) - SHOWN_SOURCES} more sources with limits"
+
+
+def _filled(limit: Mapping[str, Any]) -> float:
+    """How near a source is to its most."""
+    return limit["selected"] / max(limit["most"], 1) if limit["most"] is not None else 0.0
 
 
 def refuse_unfit(options: SelectionOptions, representation: Representation) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gistselect.errors import ArtifactMismatchError
+from gistselect.representations.interface import Apart
 from gistselect.run.cells import Fit, Preparation
 from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter
@@ -72,6 +73,9 @@ def announce(fit: Fit, reporter: Reporter) -> None:
     queries = fit.queries
     n_groups = len(queries.group_names)
     where = f" at {fit.checkpoint.name}" if fit.checkpoint else ""
+    if isinstance(queries, Apart):
+        reporter.say(f"  for the stability of {fit.representation.title}, {n_groups:,} numbers a row beside{where}.")
+        return
     reporter.say(
         f"{fit.representation.title}, target {queries.target}{where}: {len(queries.records):,} queries in "
         f"{n_groups} group{'s' * (n_groups != 1)}."

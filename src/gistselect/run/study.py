@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gistselect.evaluation.verdict import Comparison, verdict_on_row
@@ -128,6 +128,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
             prepare(together, shared, reporter, Clock(reporter), sources, engine)
             findings: list[Finding] = []
             chosen: list[Chosen] = []
+            several = len({one.selector for one in combinations}) > 1
             for number, (combination, plan) in enumerate(zip(combinations, plans, strict=True), start=1):
                 what = f"{combination.target}, {combination.selector}, {combination.budget}"
                 reporter.say(f"Combination {number} of {len(plans)}: {what}.")
@@ -135,7 +136,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
                 known = {(one.target, one.budget, one.arm) for one in findings if not one.selector}
                 findings += [
                     one
-                    for one in _findings(combination, plan, comparisons)
+                    for one in _findings(combination, plan, comparisons, several=several)
                     if one.selector or (one.target, one.budget, one.arm) not in known
                 ]
                 chosen += _chosen(combination, plan)
@@ -171,8 +172,12 @@ def _compared(
     return plan.compare.run(reporter, folder, engine)
 
 
-def _findings(combination: Combination, plan: Plan, comparisons: Sequence[Comparison]) -> list[Finding]:
+def _findings(
+    combination: Combination, plan: Plan, comparisons: Sequence[Comparison], *, several: bool
+) -> list[Finding]:
+    """The arms of a combination; with several selectors sentences name theirs."""
     n_rows = plan.methods[0].select.artifact.facts["n_selected"]
+    by = f" by {combination.selector}" if several else ""
     return [
         Finding(
             target=combination.target,
@@ -187,7 +192,7 @@ def _findings(combination: Combination, plan: Plan, comparisons: Sequence[Compar
             high=row.interval.high,
             against={name: asdict(interval) for name, interval in row.against.items()},
             cost=row.cost,
-            verdicts=verdict_on_row(comparison, row) if row.cost is not None else (),
+            verdicts=verdict_on_row(comparison, replace(row, arm=row.arm + by)) if row.cost is not None else (),
         )
         for comparison in comparisons
         for row in comparison.rows

@@ -78,8 +78,7 @@ def _shared(study: Mapping[str, Any], target: str, budget: str) -> list[str]:
     lines = []
     pairs = [one for one in study["overlap"] if (one["target"], one["budget"]) == (target, budget)]
     if pairs:
-        told = (f"{_cell(' / '.join(one['selections']))} {one['jaccard']:.2f}" for one in pairs)
-        lines += [f"Overlap (shared rows / rows of either): {'; '.join(told)}.", ""]
+        lines += [*_overlap(pairs), ""]
     for one in study["sources"]:
         if (one["target"], one["budget"]) == (target, budget):
             mix = list(one["sources"].items())[:SHOWN_SOURCES]
@@ -88,6 +87,18 @@ def _shared(study: Mapping[str, Any], target: str, budget: str) -> list[str]:
             lost = f". {_lost(one['lost'])}" if one.get("lost") else ""
             lines.append(f"- {_cell(one['arm'])}, {one['selector']}: {', '.join(told)}{lost}")
     return [*lines, ""]
+
+
+def _overlap(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Selections across and down, and what every two share."""
+    names = list(dict.fromkeys(name for one in pairs for name in one["selections"]))
+    shared = {frozenset(one["selections"]): f"{one['jaccard']:.2f}" for one in pairs}
+    head = ["shared rows / rows of either", *(f"({index})" for index in range(1, len(names)))]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for index, name in enumerate(names, start=1):
+        cells = [shared.get(frozenset((name, other)), "") for other in names[: index - 1]]
+        lines.append(_row([f"({index}) {name}", *cells, *[""] * (len(names) - index)]))
+    return lines
 
 
 def _lost(lost: Mapping[str, float]) -> str:

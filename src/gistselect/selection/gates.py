@@ -136,7 +136,7 @@ class Room:
 class SourceMost:
     """At most so much of each source. As in a budget of tokens, the first row that does not fit ends its source."""
 
-    reason: str = "their source has its most (--source-max)"
+    reason: str = "of a source that has its most (--source-max)"
 
     def __init__(self, most: Mapping[int, int], codes: NDArray[np.integer], budget: Room) -> None:
         self._left, self._codes, self._budget = dict(most), codes, budget
@@ -225,7 +225,7 @@ class Distinct(Generic[Known]):
 class Apart:
     """No row that shares a passage with what the model is to be judged by."""
 
-    reason: str = "they share a passage with an item (--decontaminate)"
+    reason: str = "sharing a passage with an item (--decontaminate)"
 
     def __init__(self, sharing: NDArray[np.bool_]) -> None:
         """`sharing` (n,) says which rows do."""
