@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -158,7 +160,7 @@ def test_a_budget_for_not_even_one_direction_names_the_remedy() -> None:
 
 
 def test_a_basis_that_does_not_fit_beside_the_model_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(basis: Basis, device: torch.device) -> Basis:
+    def full(basis: Basis, devices: Sequence[torch.device]) -> Basis:
         raise torch.OutOfMemoryError("simulated")
 
     engine = GradientEngine(reference("llama")[0])

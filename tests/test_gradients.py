@@ -266,6 +266,7 @@ def test_a_pass_never_waits_for_its_device_nor_mixes_devices(family: str, monkey
     device = torch.device("meta")
     adapted.model.to(device)
     engine.device, engine.forward.device, engine.forward.head = device, device, OutputHead.of(narrow.causal)
+    engine._devices = (device,) * len(engine.parameters)
     rows, blocks, every = examples(), engine.parameters, range(len(engine.parameters))
     p_bytes = 4 * sum(block.size for block in blocks) / 1e9
     columns = tuple(torch.empty(block.size, 5, dtype=torch.bfloat16, device=device) for block in blocks)

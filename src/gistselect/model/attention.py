@@ -60,12 +60,13 @@ class SegmentAttention:
         if s_aux is not None:
             raise NotImplementedError("attention sinks")
         assert self.batch is not None
+        batch = self.batch.on(query.device)
         if _flash_runs(query) and softcap is None:
-            return _flash(query, key, value, self.batch, scaling, sliding_window), None
+            return _flash(query, key, value, batch, scaling, sliding_window), None
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        queries, keys, values = (side.split(self.batch.lengths.tolist(), dim=2) for side in (query, key, value))
+        queries, keys, values = (side.split(batch.lengths.tolist(), dim=2) for side in (query, key, value))
         outputs = [
             _attend(q, k, v, scaling, sliding_window, softcap).transpose(1, 2)
             for q, k, v in zip(queries, keys, values, strict=True)

@@ -35,12 +35,13 @@ class Basis:
         return max(block.shape[0] * block.itemsize for block in self.blocks)
 
     def dense(self) -> Tensor:
-        """The whole basis (p, r), in float32."""
-        return torch.cat([block.float() for block in self.blocks])
+        """The whole basis (p, r), in float32, where its first block is."""
+        return torch.cat([block.float().to(self.blocks[0].device) for block in self.blocks])
 
-    def to(self, device: torch.device) -> Basis:
-        """This basis on the device; itself if it is there."""
-        return Basis(names=self.names, blocks=tuple(block.to(device) for block in self.blocks))
+    def to(self, devices: Sequence[torch.device]) -> Basis:
+        """This basis with each block on its device; nothing is copied that is there."""
+        placed = zip(self.blocks, devices, strict=True)
+        return Basis(names=self.names, blocks=tuple(block.to(device) for block, device in placed))
 
     def columns(self, part: slice) -> Basis:
         """Some of the directions; a view."""
@@ -103,10 +104,37 @@ def _load_part(path: Path) -> Basis:
         raise ArtifactMismatchError(f"{path} is not part of a stored basis ({error}); fit it again.") from error
 
 
-def bytes_for_bases(memory_gb: float | None, device: torch.device) -> float | None:
-    """Memory for bases; of what is free now, before there is any, the other half is left to activations."""
-    if memory_gb is not None:
-        return memory_gb * 1e9
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Memory that bases may take, in bytes."""
+
+    together: float
+    """All their blocks, wherever they lie."""
+    piece: float
+    """What visits any one device at a time."""
+
+
+def room_for_bases(
+    memory_gb: float | None, blocks: Sequence[ParameterBlock], devices: Sequence[torch.device]
+) -> Room | None:
+    """Room for bases of which each block lies on its device; None: without limit.
+
+    A device gives `memory_gb` or, on a GPU, half of what is free now, before there are any bases: the other half is
+    left to activations. With several devices the one that has the least for its share of the parameters decides.
+    """
+    shares: dict[torch.device, int] = {}
+    for block, device in zip(blocks, devices, strict=True):
+        shares[device] = shares.get(device, 0) + block.size
+    limits = {device: _free_half(device) if memory_gb is None else memory_gb * 1e9 for device in shares}
+    known = {device: limit for device, limit in limits.items() if limit is not None}
+    if not known:
+        return None
+    total = sum(shares.values())
+    together = min(limit * total / shares[device] for device, limit in known.items())
+    return Room(together=together, piece=min(known.values()))
+
+
+def _free_half(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -56,6 +56,18 @@ class Batch:
     def longest(self) -> int:
         return int(self.lengths.max())
 
+    def on(self, device: torch.device) -> Batch:
+        """This batch as a layer on that device reads it; sent there once."""
+        if device == self.rows.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.to(device)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, Batch]:
+        return {}
+
     def to(self, device: torch.device) -> Batch:
         """This batch with its tensors on the device; from pinned memory without waiting for them."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))

@@ -26,13 +26,13 @@ def column_passes(sinks: Sequence[Collector], n: int, site: Site) -> list[Column
     other; if gradients cannot wait, each pass takes as many columns as fit. Raises `ModelError` if not one does.
     """
     projections = [sink for sink in sinks if isinstance(sink, ProjectionSink)]
-    limit = site.basis_bytes
+    limit, most = site.basis_bytes, site.piece_bytes
     fits = limit is None or sum(sink.basis.n_bytes for sink in projections) <= limit
     waits = n * site.n_parameters * site.gradient_dtype.itemsize <= site.gradient_bytes
     piece = max((sink.basis.largest_column for sink in projections), default=0)
-    streamed = not fits and waits and limit is not None and piece <= limit
+    streamed = not fits and waits and most is not None and piece <= most
     for sink in projections:
-        sink.piece_bytes = limit if streamed else None
+        sink.piece_bytes = most if streamed else None
     if limit is None or fits or streamed:
         return [ColumnPass(sinks=tuple(sinks), parts=())]
     others = tuple(sink for sink in sinks if not isinstance(sink, ProjectionSink))

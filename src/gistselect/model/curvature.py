@@ -43,7 +43,9 @@ class MomentSink(Sink):
     def start(self, n: int, site: Site) -> None:
         self.precise = site.dtype
         self.values = {
-            block: [torch.zeros(d, d, dtype=torch.float64, device=site.device) for d in site.blocks[block].shape]
+            block: [
+                torch.zeros(d, d, dtype=torch.float64, device=site.devices[block]) for d in site.blocks[block].shape
+            ]
             for block in self.group
         }
 

@@ -76,8 +76,8 @@ class DirectionSink(GatheringCollector):
         for first in range(0, gradients.shape[1], step):
             directions = self._direction(block, gradients[:, first : first + step], slice(first, first + step))
             self._map.add(total, directions.to(self.dtype), first, self._keys[block])
-        self.values[rows] += total
-        self.moving[rows] = self.moving[rows] | (gradients != 0).any(dim=1)
+        self.values[rows] += total.to(self.values.device)
+        self.moving[rows] = self.moving[rows] | (gradients != 0).any(dim=1).to(self.moving.device)
 
     def result(self) -> NDArray[np.float32]:
         """(n, d) after a pass."""
@@ -100,7 +100,7 @@ def _key(seed: int, name: str) -> int:
 
 
 def _by_block(moments: Moments, site: Site) -> list[tuple[Tensor, Tensor]]:
-    """First and second moments (p_b,) of each block on the device."""
+    """First and second moments (p_b,) of each block, on its device."""
     for name, kept in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
         if unknown := kept.keys() - {block.name for block in site.blocks}:
             raise ArtifactMismatchError(
@@ -115,4 +115,5 @@ def _by_block(moments: Moments, site: Site) -> list[tuple[Tensor, Tensor]]:
                     f"{name}; give the moments that were saved with this checkpoint."
                 )
     pairs = ((moments.exp_avg[block.name], moments.exp_avg_sq[block.name]) for block in site.blocks)
-    return [tuple(moment.flatten().to(site.device, site.dtype) for moment in pair) for pair in pairs]  # pyright: ignore[reportReturnType]
+    placed = zip(pairs, site.devices, strict=True)
+    return [tuple(moment.flatten().to(device, site.dtype) for moment in pair) for pair, device in placed]  # pyright: ignore[reportReturnType]

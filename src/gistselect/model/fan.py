@@ -36,7 +36,7 @@ class Fan:
 
     def __call__(self, block: int, left: Tensor, right: Tensor) -> None:
         """The factors (n_rows, width, out) and (n_rows, width, in) of a block's gradients in this batch."""
-        factors = Factors(left, right, self._batch)
+        factors = Factors(left, right, self._batch.on(left.device))
         for sink in self._takers:
             if block in sink.blocks:
                 sink.add(block, factors)
@@ -62,7 +62,7 @@ class _Waiting(Sink):
 
     def __init__(self, gathering: Sequence[GatheringCollector], n: int, site: Site, n_formats: int) -> None:
         self.blocks = range(len(site.blocks))
-        self._dtype, self._device = gathering[0].dtype, site.device
+        self._dtype, self._devices = gathering[0].dtype, site.devices
         self._sizes = [block.size for block in site.blocks]
         self._segment = site.held_rows
         self._patient = [sink for sink in gathering if sink.rows_wanted > self._segment]
@@ -114,7 +114,7 @@ class _Waiting(Sink):
     def _room(self, block: int) -> Tensor:
         if block not in self._gradients:
             shape = self._capacity, self._sizes[block]
-            self._gradients[block] = torch.empty(shape, dtype=self._dtype, device=self._device)
+            self._gradients[block] = torch.empty(shape, dtype=self._dtype, device=self._devices[block])
         return self._gradients[block][self._place]
 
     def _close_segment(self) -> None:

@@ -153,7 +153,7 @@ class Forward:
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (positions, width) of a batch, after the model's final norm, at its flat positions."""
         inputs = {"input_ids": batch.input_ids, "use_cache": False, **self._inputs(batch)}
-        return self.causal.base_model(**inputs)[0].flatten(0, 1)
+        return self.causal.base_model(**inputs)[0].flatten(0, 1).to(self.device)
 
     def retried(self, longest: int, attempt: Callable[[], Result], remedy: str) -> Result:
         """`attempt()`, again with half the tokens a batch whenever memory runs out (see `begin`).

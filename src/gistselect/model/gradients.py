@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gistselect.errors import ArtifactMismatchError, DataError, ModelError
 from gistselect.model.adapters import adapter_parameters, prepare_for_gradients
-from gistselect.model.basis import Basis, bytes_for_bases
+from gistselect.model.basis import Basis, room_for_bases
 from gistselect.model.batches import Batch, trimmed_lengths
 from gistselect.model.capture import checkpointed_layers, choose_capture, without_hooks
 from gistselect.model.columns import ColumnPass, column_passes
@@ -113,7 +113,8 @@ class GradientEngine:
             if self._capture is not None
             else tuple(ParameterBlock(name, _as_matrix(value).shape) for name, value in parameters.items())  # pyright: ignore[reportArgumentType]
         )
-        self._basis_bytes = bytes_for_bases(self.config.basis_memory_gb, self.device)
+        self._devices = tuple(parameters[block.name].device for block in self.parameters)
+        self._room = room_for_bases(self.config.basis_memory_gb, self.parameters, self._devices)
         log.info("gradient engine: %s", self.mode)
 
     def collect(self, examples: Sequence[Example], sinks: Sequence[Collector]) -> Measured:
@@ -266,7 +267,9 @@ class GradientEngine:
             gradient_dtype=torch.bfloat16 if self.basis_dtype == torch.bfloat16 else self.dtype,
             device=self.device,
             gradient_bytes=self.config.gradient_memory_gb * 1e9,
-            basis_bytes=self._basis_bytes,
+            devices=self._devices,
+            basis_bytes=self._room and self._room.together,
+            piece_bytes=self._room and self._room.piece,
         )
 
     def _column_pass(

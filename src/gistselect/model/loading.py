@@ -48,11 +48,17 @@ def load_model(config: ModelConfig) -> LanguageModel:
     from gistselect.model.hush import hushed
     from gistselect.model.quantized import compute_in, keep_differentiable, placement
     from gistselect.model.soundness import refuse_broken_weights
+    from gistselect.model.spread import cards_of, layer_places
 
     tokenizer = load_tokenizer(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    placed = placement(config, stored_quantization(config), dtype, device)
+    stored = stored_quantization(config)
+    cards = cards_of(config, device, quantized=stored is not None)
+    placed = placement(config, stored, dtype, device)
+    if len(cards) > 1:
+        placed = {"device_map": layer_places(model_skeleton(config), cards, dtype, config.path)}
+        device = cards[0]
     try:
         with hushed():
             model = _auto_class(config).from_pretrained(

@@ -46,10 +46,11 @@ def label_losses(causal: Any, head: OutputHead | None, batch: Batch, **inputs: A
     """
     inputs |= {"input_ids": batch.input_ids, "use_cache": False}
     if head is not None:
-        hidden = causal.base_model(**inputs)[0].flatten(0, 1)[batch.predictors]
-        return supervised_cross_entropy(hidden, batch.labels, head)
-    logits = causal(**inputs).logits.flatten(0, 1)[batch.predictors]
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        hidden = causal.base_model(**inputs)[0].flatten(0, 1)
+        return supervised_cross_entropy(hidden[batch.on(hidden.device).predictors], batch.labels, head)
+    logits = causal(**inputs).logits.flatten(0, 1)
+    logits = logits[batch.on(logits.device).predictors]
+    precise = logits.to(batch.labels.device, torch.promote_types(logits.dtype, torch.float32))
     return torch.nn.functional.cross_entropy(precise, batch.labels, reduction="none")
 
 
@@ -58,8 +59,11 @@ def supervised_cross_entropy(hidden: Tensor, labels: Tensor, head: OutputHead) -
 
     The gradient for the hidden states is formed next to the loss, one block of the vocabulary after the other
     with a running maximum, so the peak memory is one block of logits and grows neither with m nor the vocabulary.
+    It is computed where the head is, and returned where the labels are.
     """
-    return _SupervisedCrossEntropy.apply(hidden, labels, head)  # pyright: ignore[reportReturnType]
+    place = head.weight.device
+    losses: Any = _SupervisedCrossEntropy.apply(hidden.to(place), labels.to(place), head)
+    return losses.to(labels.device)
 
 
 class _SupervisedCrossEntropy(torch.autograd.Function):

@@ -37,10 +37,15 @@ class Site:
     gradient_dtype: torch.dtype
     """Number format in which whole gradients are formed and wait for each other."""
     device: torch.device
+    """Where what is collected of every example is summed up, block after block as they appear."""
+    devices: tuple[torch.device, ...]
+    """Of each block: its gradients appear there, and what meets them lies there."""
     gradient_bytes: float
     """Memory in which gradients may wait."""
     basis_bytes: float | None
-    """Memory of the device that bases may take together; None: without limit."""
+    """Memory that bases may take together; None: without limit."""
+    piece_bytes: float | None
+    """Memory that they may take on any one device."""
 
     @property
     def n_parameters(self) -> int:
@@ -118,7 +123,7 @@ class DenseSink(Collector):
 
     def add(self, block: int, factors: Factors) -> None:
         place = slice(self.offsets[block], self.offsets[block + 1])
-        self.values[self.rows, place] = factors.gradients(self.dtype).flatten(1)
+        self.values[self.rows, place] = factors.gradients(self.dtype).flatten(1).to(self.values.device)
 
 
 class NormSink(Collector):
@@ -135,7 +140,7 @@ class NormSink(Collector):
     def add(self, block: int, factors: Factors) -> None:
         gradients = factors.gradients(self.dtype).flatten(1)
         norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True, dtype=self.precise)
-        self.values[self.rows] += norms.square_()
+        self.values[self.rows] += norms.square_().to(self.values.device)
 
 
 class GramSink(Sink):
@@ -145,16 +150,18 @@ class GramSink(Sink):
         self.blocks = self.group = tuple(group)
 
     def start(self, n: int, site: Site) -> None:
-        self.dtype = site.dtype
+        self.dtype, self.device = site.dtype, site.device
         self.values = {
-            block: torch.zeros(n, site.blocks[block].size, dtype=site.dtype, device=site.device) for block in self.group
+            block: torch.zeros(n, site.blocks[block].size, dtype=site.dtype, device=site.devices[block])
+            for block in self.group
         }
 
     def add(self, block: int, factors: Factors) -> None:
-        self.values[block][self.rows] = factors.gradients(self.dtype).flatten(1)
+        self.values[block][factors.batch.rows] = factors.gradients(self.dtype).flatten(1)
 
     def broken(self) -> Tensor:
-        return ~torch.stack([values.isfinite().all(dim=1) for values in self.values.values()]).all(dim=0)
+        whole = [values.isfinite().all(dim=1).to(self.device) for values in self.values.values()]
+        return ~torch.stack(whole).all(dim=0)
 
     def gram(self) -> Tensor:
         """Inner products (n, n) over this group's parameters."""
@@ -172,7 +179,9 @@ class BasisSink(Sink):
         self.dtype = site.dtype
         self.weights = self.weights.to(site.device, site.dtype)
         self.values = {
-            block: torch.zeros(site.blocks[block].size, self.weights.shape[1], dtype=site.dtype, device=site.device)
+            block: torch.zeros(
+                site.blocks[block].size, self.weights.shape[1], dtype=site.dtype, device=site.devices[block]
+            )
             for block in self.group
         }
 
@@ -180,7 +189,8 @@ class BasisSink(Sink):
         self.batch_weights = self.weights[rows]
 
     def add(self, block: int, factors: Factors) -> None:
-        self.values[block].addmm_(factors.gradients(self.dtype).flatten(1).T, self.batch_weights)
+        total = self.values[block]
+        total.addmm_(factors.gradients(self.dtype).flatten(1).T, self.batch_weights.to(total.device))
 
 
 class ProjectionSink(GatheringCollector):
@@ -198,7 +208,7 @@ class ProjectionSink(GatheringCollector):
         """Raises `ArtifactMismatchError` for a basis of another adapter, `ModelError` for one that is too large."""
         self.basis.check(site.blocks)
         if self.piece_bytes is None:
-            self.basis = self._sent(site.device)
+            self.basis = self._sent(site.devices)
         self.blocks, self.precise = range(len(site.blocks)), site.dtype
         self.dtype = torch.bfloat16 if self.basis.blocks[0].dtype == torch.bfloat16 else site.dtype
         self.rows_wanted = site.held_rows if self.piece_bytes is None else n
@@ -211,18 +221,19 @@ class ProjectionSink(GatheringCollector):
     def take(self, block: int, gradients: Tensor, rows: Tensor) -> None:
         basis = self.basis.blocks[block]
         if self.piece_bytes is None:
-            self.values[rows] += product(gradients, basis, self.precise)
+            self.values[rows] += product(gradients, basis, self.precise).to(self.values.device)
             return
         width = max(1, int(self.piece_bytes // (basis.shape[0] * basis.itemsize)))
         pieces = [product(gradients, part.to(gradients.device), self.precise) for part in basis.split(width, dim=1)]
-        self.values[rows] += torch.cat(pieces, dim=1)
+        self.values[rows] += torch.cat(pieces, dim=1).to(self.values.device)
 
-    def _sent(self, device: torch.device) -> Basis:
+    def _sent(self, devices: Sequence[torch.device]) -> Basis:
         try:
-            return self.basis.to(device)
+            return self.basis.to(devices)
         except torch.OutOfMemoryError as error:
+            where = ", ".join(dict.fromkeys(map(str, devices)))
             raise ModelError(
-                f"a basis of {self.basis.n_bytes / 1e9:.1f} GB does not fit on {device} beside the model; set a "
+                f"a basis of {self.basis.n_bytes / 1e9:.1f} GB does not fit on {where} beside the model; set a "
                 "smaller basis_memory_gb, and it is projected piece by piece."
             ) from error
 
@@ -251,11 +262,13 @@ class SketchSink(Collector):
 
     def add(self, block: int, factors: Factors) -> None:
         sketched = factors.compressed(*self._sides[block]).gradients(self.dtype)
-        self.values[self.rows, self.offsets[block] : self.offsets[block + 1]] = sketched.flatten(1)
+        place = slice(self.offsets[block], self.offsets[block + 1])
+        self.values[self.rows, place] = sketched.flatten(1).to(self.values.device)
 
     def _pair(self, index: int, block: ParameterBlock, site: Site) -> tuple[Tensor | None, Tensor | None]:
         out, inner = (_sketch_side(self.config, index, side, block.shape[side]) for side in (0, 1))
-        return tuple(side if side is None else side.to(site.device, site.dtype) for side in (out, inner))  # pyright: ignore[reportReturnType]
+        place = site.devices[index]
+        return tuple(side if side is None else side.to(place, site.dtype) for side in (out, inner))  # pyright: ignore[reportReturnType]
 
 
 def parameter_groups(

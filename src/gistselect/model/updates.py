@@ -46,10 +46,14 @@ class LoraUpdate:
         )
 
     def to(self, language_model: LanguageModel) -> LoraUpdate:
-        """This update on the model's device and in its number format, as an adapter that is loaded for reading."""
-        device, dtype = language_model.device, language_model.dtype
+        """This update where its layers are and in the model's number format, as an adapter loaded for reading."""
+        causal, dtype = language_model.causal, language_model.dtype
+        places = {name: next(causal.get_submodule(name).parameters()).device for name in self.factors}
         return LoraUpdate(
-            factors={name: (down.to(device, dtype), up.to(device, dtype)) for name, (down, up) in self.factors.items()}
+            factors={
+                name: (down.to(places[name], dtype), up.to(places[name], dtype))
+                for name, (down, up) in self.factors.items()
+            }
         )
 
     @contextmanager

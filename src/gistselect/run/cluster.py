@@ -28,8 +28,10 @@ class RayCrew:
 
     elsewhere = True
 
-    def __init__(self, address: str | None, *, gpus: bool) -> None:
+    def __init__(self, address: str | None, *, gpus: bool, cards: int = 1) -> None:
         """Connect to the cluster at `address` (`auto`: the one of this machine); None starts one of this machine alone.
+
+        An actor has `cards` GPUs, which one node must have together.
 
         Raises `MissingDependencyError` without Ray, `ConfigError` if no cluster answers.
         """
@@ -52,6 +54,7 @@ class RayCrew:
                     "or leave the option out."
                 ) from None
         self._resource = "GPU" if gpus and ray.cluster_resources().get("GPU") else "CPU"
+        self._cards = cards if self._resource == "GPU" else 1
         self._type = ray.remote(_Worker)
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
@@ -138,7 +141,7 @@ class RayCrew:
         for worker in gone:
             self._running = {promise: other for promise, other in self._running.items() if other != worker}
             self._drop(worker)
-        slots = int(sum(node["Resources"].get(self._resource, 0) for node in nodes))
+        slots = sum(int(node["Resources"].get(self._resource, 0) // self._cards) for node in nodes)
         new = [self._start(self._name()) for _ in range(slots - len(self._actors))]
         left: list[Event] = [Left(worker=worker, text="its node left the cluster") for worker in gone]
         return left + [Joined(worker=worker) for worker in new]
@@ -148,7 +151,7 @@ class RayCrew:
         return f"ray:{self._number - 1}"
 
     def _start(self, worker: str) -> str:
-        need = {"num_gpus": 1} if self._resource == "GPU" else {"num_cpus": 1}
+        need = {"num_gpus": self._cards} if self._resource == "GPU" else {"num_cpus": 1}
         made = self._type.options(max_restarts=-1, max_task_retries=RETRIES, **need)
         self._actors[worker] = made.remote(os.getcwd(), ingest.SHARD_ROWS)
         self._asked[self._actors[worker].node.remote()] = worker

@@ -210,6 +210,11 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
         return ModelConfig(path=self.model, **{name: getattr(self, name) for name in ModelSettings.model_fields})
 
     @property
+    def cards_of_a_worker(self) -> int:
+        """GPUs of each worker: those of the model that has most."""
+        return max(self.cards, self.finetune_settings.cards)
+
+    @property
     def representations(self) -> dict[str, Representation]:
         """The representations by label. Raises `ConfigError` for an unknown name or option."""
         return {label(one): parse(one, self) for one in self.representation}

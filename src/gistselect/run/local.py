@@ -27,11 +27,26 @@ LAST_WORDS = 5.0
 """Seconds in which a process that closed its end is expected to have ended."""
 
 
-def devices(names: str, *, cuda: bool) -> list[str]:
+def devices(names: str, *, cuda: bool, cards: int = 1) -> list[str]:
     """`auto`, `0,1` or `cpu:2` as the devices they stand for: `cuda:0`, `cpu:1`; one worker each.
 
-    `cuda` says whether `auto` may take GPUs. Raises `ConfigError` for anything else.
+    `cuda` says whether `auto` may take GPUs. A worker that is to have several gets neighbours, `cuda:0+1`; those that
+    `auto` finds beyond a multiple stay idle. Raises `ConfigError` for anything else.
     """
+    found = _single_devices(names, cuda=cuda)
+    if cards == 1:
+        return found
+    numbers = [name.removeprefix("cuda:") for name in found if name.startswith("cuda:")]
+    if len(numbers) < cards or (names != "auto" and len(numbers) % cards):
+        raise ConfigError(
+            f"--cards {cards} with --devices {names}: {len(numbers)} GPUs are no workers of {cards} each; name a "
+            "multiple."
+        )
+    groups = [numbers[first : first + cards] for first in range(0, len(numbers) - cards + 1, cards)]
+    return [f"cuda:{'+'.join(group)}" for group in groups]
+
+
+def _single_devices(names: str, *, cuda: bool) -> list[str]:
     if names == "auto":
         if cuda:
             import torch
@@ -49,13 +64,14 @@ def devices(names: str, *, cuda: bool) -> list[str]:
 
 
 def environment(device: str, n_workers: int) -> dict[str, str]:
-    """What a worker's process is told of its device: the only GPU that it sees, or its share of the cores."""
+    """What a worker's process is told of its device: the only GPUs that it sees, or its share of the cores."""
     kind, _, number = device.partition(":")
     if kind == "cuda":
         visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-        if visible and int(number) >= len(visible):
+        numbers = [int(one) for one in number.split("+")]
+        if visible and max(numbers) >= len(visible):
             raise ConfigError(f"--devices {number}: CUDA_VISIBLE_DEVICES shows {len(visible)} devices.")
-        return {"CUDA_VISIBLE_DEVICES": visible[int(number)] if visible else number}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(visible[one] if visible else str(one) for one in numbers)}
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // n_workers))
     return {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 

@@ -163,10 +163,13 @@ def device_checks(settings: ModelSettings) -> Iterator[Check]:
     """The device that would be used, its memory, its number format, and how it attends."""
     import torch
 
+    from gistselect.model.config import ModelConfig
     from gistselect.model.loading import resolve_device, resolve_dtype
+    from gistselect.model.spread import cards_of
 
     try:
         device = resolve_device(settings.device)
+        cards_of(ModelConfig(path="", **settings.model_dump(include=set(ModelSettings.model_fields))), device)
     except ModelError as error:
         yield _device(name="device", status="bad", found=settings.device, remedy=str(error))
         return

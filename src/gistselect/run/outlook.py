@@ -26,7 +26,7 @@ def speed_up(config: RunConfig) -> float:
         return 1.0
     from gistselect.run.local import devices, environment
 
-    names = devices(config.devices, cuda=config.device in ("auto", "cuda"))
+    names = devices(config.devices, cuda=config.device in ("auto", "cuda"), cards=config.cards_of_a_worker)
     if names[0].startswith("cuda"):
         return float(len(names))
     cores = os.cpu_count() or 1

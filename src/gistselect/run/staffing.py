@@ -43,10 +43,11 @@ def _engine(config: RunConfig, sources: Sources) -> Engine:
     if config.engine_kind == "ray":
         from gistselect.run.cluster import RayCrew
 
-        return Scheduled(RayCrew(config.ray_address, gpus=gpus), limits, quarantine=quarantine)
+        crew = RayCrew(config.ray_address, gpus=gpus, cards=config.cards_of_a_worker)
+        return Scheduled(crew, limits, quarantine=quarantine)
     from gistselect.run.local import LocalCrew, devices
 
-    names = devices(config.devices, cuda=gpus)
+    names = devices(config.devices, cuda=gpus, cards=config.cards_of_a_worker)
     if len(names) == 1 and config.devices == "auto":
         return Inline(sources)
     return Scheduled(LocalCrew(names), limits, quarantine=quarantine)

@@ -102,6 +102,10 @@ class Ranks:
         """The model on this process's own device. Raises `ConfigError` for one that all processes would share."""
         from gistselect.model.loading import resolve_device
 
+        if model.cards > 1:
+            raise ConfigError(
+                f"--cards {model.cards}: of {self.size} processes each trains on its own card; train in one process."
+            )
         device = resolve_device(model.device)
         if device.type != "cuda":
             return model
