@@ -119,6 +119,15 @@ def test_planted_rows_are_scored_and_everything_is_written(options: dict[str, An
     assert not list(output.glob("artifacts/train-*"))
 
 
+def test_rows_too_long_for_the_model_are_not_planted(options: dict[str, Any], tmp_path: Path) -> None:
+    """Half of the pool has prompts that leave no room for an answer: queries made of them could not be asked."""
+    rows = [row("What is " + "1 and " * (200 * (i % 2)) + f"{i}?", f"It is {i}.", id=f"r{i}") for i in range(90)]
+    values = {**options, "pool": (str(write_rows(tmp_path / "long.jsonl", rows)),), "measures": ("planted",)}
+    measured({**values, "max_length": 100})
+    assert not (options["output"] / "planted" / "rejected_queries.jsonl").read_bytes()
+    assert not (options["output"] / "planted" / "quarantine.jsonl").read_bytes()
+
+
 def records(n: int) -> list[Record]:
     return [
         Record(

@@ -71,14 +71,16 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
         found: list[Trust] = []
         with opened(config, None) as (engine, sources):
             prepare(plan, config, reporter, Clock(reporter), sources, engine)
+            # Before any training: too small a pool must not be found out after the last one.
+            files = _planted_files(plan, config) if "planted" in config.measures else []
             if {"lds", "qld"} & set(config.measures):
                 for method in plan.methods:
                     method.score.run(reporter)
                 trial = _Trial(plan, config, reporter, engine)
                 found += trial.lds() if "lds" in config.measures else []
                 found += trial.qld() if "qld" in config.measures else []
-        if "planted" in config.measures:
-            found += _planted(plan, config, reporter)
+        if files:
+            found += _planted(plan, config, files, reporter)
         described = [asdict(one) for one in found]
         write_json(config.output / VALIDATION, described)
         write_validation(described, config.output, config.evaluation.level)
@@ -209,11 +211,22 @@ def random_subsets(n: int, size: int, subsets: int, seed: int) -> list[NDArray[n
     return [np.sort(stream.choice(n, size, replace=False)) for stream in streams]
 
 
-def _planted(plan: Plan, config: ValidateConfig, reporter: Reporter) -> list[Trust]:
+def _planted_files(plan: Plan, config: ValidateConfig) -> list[str]:
+    """Write the pool with planted rows and its targets; names of the targets' files.
+
+    Only rows that can be used are spoilt: what is too long for the model would be a query that nobody can ask.
+    """
+    records = [record for shard in plan.records.rows.shards() for record in shard]
+    if plan.tokens is not None:
+        usable = set(plan.tokens.rows.columns(["row"])["row"].to_pylist())
+        records = [record for record in records if record.row in usable]
+    folder = config.output / PLANTED / "inputs"
+    return plant(records, folder, among=config.planted_among, planted=config.planted_rows, seed=config.seed)
+
+
+def _planted(plan: Plan, config: ValidateConfig, files: Sequence[str], reporter: Reporter) -> list[Trust]:
     """What every method finds of rows planted into a part of the pool, at the same checkpoints."""
     folder = config.output / PLANTED
-    records = [record for shard in plan.records.rows.shards() for record in shard]
-    files = plant(records, folder / "inputs", among=config.planted_among, planted=config.planted_rows, seed=config.seed)
     run = config.planted(folder, files, plan.warmup.placed() if plan.warmup else ())
     execute(run, reporter, last="score")
     found = []
