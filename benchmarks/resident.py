@@ -91,7 +91,7 @@ def write_pool(path: Path, n_rows: int) -> None:
         if line
         for turn in json.loads(line)["messages"]
     ]
-    words = sorted({word for text in said for word in text.split() if word.isascii()})
+    words = np.array(sorted({word for text in said for word in text.split() if word.isascii()}))
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for row in range(n_rows):

@@ -23,7 +23,7 @@ class EngineConfig(BaseModel):
     """Recompute the activations of each layer in the backward pass: less memory, a third more time."""
     capture: Literal["auto", "hooks", "autograd"] = "auto"
     """Gradients caught on the LoRA layers during one batched backward pass, or one autograd call per example;
-    `auto` takes hooks wherever the adapter is plain LoRA."""
+    `auto` takes hooks wherever the adapter is plain LoRA. EK-FAC's curvature alone is another without hooks."""
     gradient_memory_gb: float = Field(default=2.0, gt=0)
     """Gradients held at a time, in GB; more queries than fit take one pass per group of parameters."""
     basis_memory_gb: float | None = Field(default=None, gt=0)
