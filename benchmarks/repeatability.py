@@ -5,7 +5,7 @@
 The embedded model, one warm-up, and its checkpoint for every variant: each is a command of its own in a folder of its
 own. Of each method the largest change of a score, also in standard deviations of the scores, and how many of the rows
 of a budget of 5 % are others. "with its warm-up" trains the adapter anew as well. Finished variants are kept, so the
-same command goes on; at the end it writes benchmarks/results/repeatability.json.
+same command goes on. Writes benchmarks/results/repeatability.json of all that are finished.
 """
 
 from __future__ import annotations
@@ -108,10 +108,20 @@ def command(output: Path, pool: Path, adapter: Path | None, variant: Variant) ->
     return [sys.executable, "-c", variant.before + MAIN, "run", *named, *variant.options]
 
 
+def is_done(folder: Path, name: str) -> bool:
+    """Whether the variant's run has ended."""
+    return (place_of(folder, name) / "manifest.json").is_file()
+
+
+def place_of(folder: Path, name: str) -> Path:
+    """The run folder of a variant."""
+    return folder / name.replace(" ", "-").replace(",", "")
+
+
 def execute(folder: Path, name: str, variant: Variant, adapter: Path | None) -> Path:
     """The folder of the variant's run, made unless it is there."""
-    place = folder / name.replace(" ", "-").replace(",", "")
-    if not (place / "manifest.json").is_file():
+    place = place_of(folder, name)
+    if not is_done(folder, name):
         pool = folder / ("reversed.jsonl" if variant.is_reversed else "pool.jsonl")
         environment = {**os.environ, "OMP_NUM_THREADS": str(variant.threads), "HF_HUB_OFFLINE": "1"}
         with (folder / "log").open("ab") as log:
@@ -191,11 +201,10 @@ def main() -> None:
         pools(options.output, options.rows)
     common = execute(options.output, "common", Variant(trains=True), None)
     adapter = max(common.glob("artifacts/warmup-*/training/checkpoint-*"), key=lambda path: int(path.name[11:]))
-    folders = {"with its warm-up": common}
+    folders: dict[str, Path] = {}
     for name, variant in VARIANTS.items():
-        if time.monotonic() - began > options.seconds:
-            print(f"{len(folders) - 1} of {len(VARIANTS)} variants are done; give the same command again")
-            return
+        if time.monotonic() - began > options.seconds and not is_done(options.output, name):
+            continue
         folders[name] = execute(options.output, name, variant, None if variant.trains else adapter)
         if name == "first":
             continue
@@ -204,6 +213,8 @@ def main() -> None:
         told = {method: f"{one['largest']:.2g}/{one['changed']}" for method, one in found[name].items()}
         print(f"{name}: {told}", flush=True)
     write_json(RESULTS, described(options.output, options.rows, found))
+    if missing := [name for name in VARIANTS if name not in folders]:
+        print(f"to be done by the same command again: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Watching(SilentReporter):
             def watched(amount: int) -> None:
                 nonlocal last
                 advance(amount)
-                if time.monotonic() - last >= EVERY:
+                if time.monotonic() - last >= EVERY and unit != "steps":  # those of a training are no rows
                     last = time.monotonic()
                     rows = step.done / step.total * self.n_rows if step.total else step.done
                     self.seen.setdefault(name, []).append((rows, _status_bytes("VmRSS")))
@@ -73,12 +73,14 @@ def slope(seen: list[tuple[float, int]], n_rows: int) -> dict[str, Any]:
     """MB for 10,000 further rows, and where memory stood."""
     settled = np.array([one for one in seen if one[0] >= SETTLED * n_rows])
     megabytes = settled[:, 1] / 1e6
+    shown = seen[:: max(1, len(seen) // 40)]
     return {
         "looks": len(settled),
         "mb_at_start": round(seen[0][1] / 1e6, 1),
         "mb_least": round(float(megabytes.min()), 1),
         "mb_most": round(float(megabytes.max()), 1),
         "mb_per_10000_rows": round(float(np.polyfit(settled[:, 0] / 10_000, megabytes, 1)[0]), 2),
+        "seen": [[round(rows), round(n_bytes / 1e6, 1)] for rows, n_bytes in shown],
     }
 
 
@@ -159,7 +161,7 @@ def main() -> None:
     }
     write_json(RESULTS, known)
     for name, one in found.items():
-        print(f"{name}: {one}")
+        print(f"{name}: {one}", flush=True)
 
 
 if __name__ == "__main__":
