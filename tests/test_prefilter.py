@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,13 @@ def test_explain_and_the_page_account_for_every_row(given: dict[str, Any], capsy
     (alert,) = (one for one in alerts(facts) if "prefilter" in one.title)
     lost = facts.prefilter["lost"]["gist"]
     assert f"{100 * lost['share']:.1f} %" in alert.number.text
+    unknown = {**lost, "share": 0.0, "low": 0.0, "high": 0.7}
+    (alert,) = (
+        one
+        for one in alerts(replace(facts, prefilter={**facts.prefilter, "lost": {"gist": unknown}}))
+        if "prefilter" in one.title
+    )
+    assert (alert.level, "a larger --prefilter-sample" in alert.said) == ("look", True)
     assert "29 of 29 prefiltered" in (output / "report.html").read_text()
 
 

@@ -18,6 +18,8 @@ MUCH_LOST, MUCH_CUT = 0.05, 0.05
 """Shares of the pool from which on a reader should look."""
 MUCH_LEFT_OUT = 0.1
 """Share of the best rows that a prefilter may leave out before a reader should look."""
+MOST_LEFT_OUT = 0.5
+"""Share from which that is bad, and up to which an interval must not reach where little seems to be lost."""
 ONE_SOURCE, ONE_LENGTH = 0.8, 0.5
 """Shares of the selection from one source, or from one tenth of the pool's lengths."""
 LOW_ENERGY = 0.01
@@ -122,13 +124,18 @@ def _prefilter(run: RunFacts) -> Iterator[Alert]:
         if lost is not None:
             interval = f"{100 * lost['low']:.1f} to {100 * lost['high']:.1f} %"
             number = replace(number, text=f"{100 * lost['share']:.1f} % ({lost['level']:.0%} interval {interval})")
+        how_bad = level(lost["share"], MUCH_LEFT_OUT, MOST_LEFT_OUT) if lost else "look"
+        is_open = lost is not None and how_bad == "good" and lost["high"] >= MOST_LEFT_OUT
+        remedy = (
+            "a larger --prefilter-sample says whether it is more" if is_open else "a larger share in --prefilter fewer"
+        )
         yield Alert(
-            level="look" if lost is None else level(lost["share"], MUCH_LEFT_OUT, 0.5),
+            level="look" if is_open else how_bad,
             title=f"Best rows lost to the prefilter, {label}",
             number=replace(number, conditions=(("status", "=", "prefiltered"),) if run.n_left_out else ()),
             said=f"{spared}, of which none was scored; give a --prefilter-sample"
             if lost is None
-            else f"of the pool's {lost['of_best_rows']:,} best rows; {spared}, a larger share in --prefilter fewer",
+            else f"of the pool's {lost['of_best_rows']:,} best rows; {spared}, {remedy}",
         )
 
 
