@@ -16,7 +16,7 @@ from gistselect.data import tokens as tokens_module
 from gistselect.data.pool import Reader, open_pool
 from gistselect.representations import bm25, embedding
 from gistselect.run import ingest as ingest_stage
-from gistselect.run import passes
+from gistselect.run import passes, texts
 from gistselect.run.config import RunConfig
 from gistselect.run.earlier import Stretch, taken
 from gistselect.run.engine import Scheduled
@@ -282,3 +282,47 @@ def test_an_embedding_is_taken_over_and_what_the_pool_determines_is_not(
     taken_by.clear()
     run(values, pool=paths(files, "cb"))
     assert taken_by == {"bm25": n["b"] + n["c"]}
+
+
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_what_gates_know_of_a_text_is_taken_over(
+    dedup: str, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of rows that share nothing; repeats are found over old and new rows."""
+    again = "What is the sum of these two numbers and of a third one, if there were one?"
+    for name in "abc":
+        rows = [row(f"{name} {i} {again if i < 4 else ''}", f"It is {i}.", id=f"{name}{i}") for i in range(ROWS[name])]
+        write_rows(files[name], [*rows, row("The same?", "Yes, the same.", id=f"{name}-same")])
+    target = write_rows(tmp_path / "target.jsonl", [row(again, "No.")])
+    seen: list[int] = []
+    values = {
+        "target": (str(target),),
+        "budget": 20,
+        "output": tmp_path / "run",
+        "representation": ("random",),
+        "dedup": dedup,
+        "decontaminate": (str(target),),
+    }
+    for name in ("text_digest", "hashed_blocks"):
+        made = getattr(texts, name)
+
+        def noted(what: Any, made: Any = made) -> Any:
+            seen.extend([one.row for one in what] if isinstance(what, list) else [what.row])
+            return made(what)
+
+        monkeypatch.setattr(texts, name, noted)
+    n = {name: count + 1 for name, count in ROWS.items()}
+    run(values, pool=paths(files, "ac"))
+    assert set(seen) == set(range(n["a"] + n["c"]))
+    seen.clear()
+    grown = run(values, pool=paths(files, "abc"))
+    assert set(seen) == set(range(n["a"], n["a"] + n["b"]))
+    fresh = run(values, pool=paths(files, "abc"), output=tmp_path / "fresh")
+    for stage in ("digests", "minhash", "sharing"):
+        if any(fresh.glob(f"artifacts/{stage}-*")):
+            assert shards(grown, stage) == shards(fresh, stage)
+    for file in ("selected.jsonl", "refused.parquet"):
+        assert (grown / file).read_bytes() == (fresh / file).read_bytes()
+    seen.clear()
+    run(values, pool=paths(files, "cb"))
+    assert not seen

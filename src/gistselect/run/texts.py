@@ -7,7 +7,8 @@ of one that shares a passage the name of the item.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gistselect.data.overlap import HASHES, Passages, Signatures, hashed_blocks, repeats, text_digest
 from gistselect.errors import ArtifactMismatchError
 from gistselect.run import ingest
+from gistselect.run.earlier import Stretch, stretches, taken
 from gistselect.run.ingest import RecordRows
 from gistselect.run.jobs import Job
 from gistselect.run.store import Artifact, Store, read_table, write_table
@@ -40,6 +42,8 @@ class TextPass(Job):
     signatures: Artifact | None
     sharing: Artifact | None
     passages: Passages | None
+    known: Mapping[str, tuple[Stretch, ...]] = field(default_factory=dict)
+    """By the key of an output, the rows of which an earlier pool's is known."""
 
     @classmethod
     def planned(cls, store: Store, records: RecordRows, dedup: str | None, passages: Passages | None) -> TextPass:
@@ -76,6 +80,8 @@ class TextPass(Job):
         )
         if not left.outputs:
             return
+        known = {artifact.key: stretches(artifact, self.records.artifact) for artifact in left.outputs}
+        left = replace(left, known=known)
         for artifact in left.outputs:
             artifact.begin()
         with left.outputs[0].timed():
@@ -97,29 +103,52 @@ class TextPass(Job):
         return not all(artifact.shard(index).is_file() for artifact in self.outputs)
 
     def do(self, index: int, sources: Sources) -> None:
-        """Read one shard, and write what is missing of it."""
-        records = self.records.records(index)
-        rows = pa.array([record.row for record in records], type=pa.int64())
-        if self.digests and not self.digests.shard(index).is_file():
-            digests = pa.array(map(text_digest, records), type=_DIGEST)
-            write_table(self.digests.shard(index), pa.table({"row": rows, "digest": digests}))
-        makes = Signatures() if self.signatures and not self.signatures.shard(index).is_file() else None
-        shares = self.passages if self.sharing and not self.sharing.shard(index).is_file() else None
-        signatures: list[NDArray[np.uint32]] = []
+        """Read one shard, and write what is missing of it; what earlier pools know of its rows is taken over."""
+        digests, signatures, sharing = (
+            artifact if artifact and not artifact.shard(index).is_file() else None
+            for artifact in (self.digests, self.signatures, self.sharing)
+        )
+        missing = [one for one in (digests, signatures, sharing) if one is not None]
+        numbers = self.records.table(index, ["row"])["row"].to_numpy()
+        earlier = {one.key: self._earlier(one, numbers) for one in missing}
+        is_known = np.logical_and.reduce([mask for mask, _ in earlier.values()])
+        unknown = set(numbers[~is_known].tolist())
+        records = [one for one in self.records.records(index) if one.row in unknown] if unknown else []
+        rows = pa.array(numbers[~is_known])
+
+        def write(artifact: Artifact, table: pa.Table) -> None:
+            if (before := earlier[artifact.key][1]) is not None:
+                before = before.filter(pa.array(np.isin(before["row"].to_numpy(), numbers[is_known])))
+                table = pa.concat_tables([table, before.cast(table.schema)]).sort_by("row").combine_chunks()
+            write_table(artifact.shard(index), table)
+
+        if digests:
+            write(digests, pa.table({"row": rows, "digest": pa.array(map(text_digest, records), type=_DIGEST)}))
+        makes, shares = Signatures() if signatures else None, self.passages if sharing else None
+        made: list[NDArray[np.uint32]] = []
         items: list[NDArray[np.intp]] = []
         for block, hashed in hashed_blocks(records) if makes or shares else ():
             if makes:
-                signatures.append(makes.of(block, hashed))
+                made.append(makes.of(block, hashed))
             if shares:
                 items.append(shares.shared(hashed))
-        if makes and self.signatures:
-            flat = np.concatenate([np.zeros((0, HASHES), dtype=np.uint32), *signatures]).reshape(-1)
+        if signatures:
+            flat = np.concatenate([np.zeros((0, HASHES), dtype=np.uint32), *made]).reshape(-1)
             values = pa.FixedSizeListArray.from_arrays(pa.array(flat), HASHES)
-            write_table(self.signatures.shard(index), pa.table({"row": rows, "signature": values}))
-        if shares and self.sharing:
+            write(signatures, pa.table({"row": rows, "signature": values}))
+        if sharing and shares:
             found = np.concatenate([np.zeros(0, dtype=np.intp), *items])
             names = pa.array([shares.names[item] for item in found[found >= 0]], type=pa.string())
-            write_table(self.sharing.shard(index), pa.table({"row": rows.filter(pa.array(found >= 0)), "item": names}))
+            write(sharing, pa.table({"row": rows.filter(pa.array(found >= 0)), "item": names}))
+
+    def _earlier(self, artifact: Artifact, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], pa.Table | None]:
+        """Which rows (n,) an output knows from an earlier pool, and what."""
+        known = self.known.get(artifact.key, ())
+        mask, table = taken(known, rows, ingest.SHARD_ROWS)
+        if artifact is self.sharing:  # Of a row that shares nothing, nothing is kept.
+            for stretch in known:
+                mask |= (rows >= stretch.first) & (rows < stretch.stop)
+        return mask, table
 
     def describe(self, index: int) -> str:
         """The rows of a shard."""
