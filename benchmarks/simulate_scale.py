@@ -32,9 +32,9 @@ class Cards:
 
     n: int
     tokens_per_second: float
-    open_seconds: float = 120.0
+    open_seconds: float
     """To load the model when a card joins."""
-    shard_seconds: float = 0.5
+    shard_seconds: float
     """To read and write a shard, beside its tokens."""
     spread: float = 0.05
     """Standard deviation of the speed of a card, of one."""
@@ -171,6 +171,8 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=8e9)
     parser.add_argument("--flops", type=float, default=989e12 * 0.4, help="FLOP that a card does in a second")
     parser.add_argument("--shard-rows", type=int, nargs="+", default=[1024, 16384])
+    parser.add_argument("--shard-seconds", type=float, default=0.5, help="to read and write a shard of 16,384 rows")
+    parser.add_argument("--open-seconds", type=float, default=120, help="to load the model when a card joins")
     parser.add_argument("--cards", type=int, nargs="+", default=[64, 256, 1024])
     arguments = parser.parse_args()
     speed = arguments.flops / (4 * arguments.parameters)
@@ -191,7 +193,11 @@ def main() -> None:
                 "taken away every 4 h, back after 1 h": {"mean_life": 4 * HOUR},
                 "half join after 1 h": {"late": 0.5},
             }.items():
-                found = simulate(Cards(n=n, tokens_per_second=speed, **more), amounts)
+                costs = {
+                    "open_seconds": arguments.open_seconds,
+                    "shard_seconds": arguments.shard_seconds * rows / 16384,
+                }
+                found = simulate(Cards(n=n, tokens_per_second=speed, **costs, **more), amounts)
                 ideal = work * share / n
                 print(
                     f"| {n:,} | {rows:,}{' (a tenth)' if share < 0.5 else ''} | {name} | {found.hours:.1f} | "
