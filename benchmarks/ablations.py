@@ -26,13 +26,14 @@ from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, item_weights
 from gistselect.run.arms import BASELINES, BEFORE
 from gistselect.run.config import RunConfig
+from gistselect.run.lock import locked
 from gistselect.run.methods import Method
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.scoring import SCORE, SCORES
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked, read_names, read_table
+from gistselect.run.store import read_names, read_table
 from gistselect.run.validating import random_subsets, rows_in_question
 from gistselect.selection.baselines import random_rows
 from gistselect.streams import Stream, generator

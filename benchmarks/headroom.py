@@ -17,10 +17,10 @@ import torch
 from gistselect.files import write_json
 from gistselect.run.arms import BEFORE
 from gistselect.run.config import RunConfig
+from gistselect.run.lock import locked
 from gistselect.run.plan import make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked
 from study_arms import LEVEL, Arms, compared
 from study_setup import (
     DEMO,

@@ -15,8 +15,8 @@ from gistselect.cli import main
 from gistselect.errors import ArtifactMismatchError, ConfigError
 from gistselect.run.cleaning import find_removals, remove, size
 from gistselect.run.finished import FinishedRun
+from gistselect.run.lock import LOCK
 from gistselect.run.reasons import SHARED_WORDS, Explainer
-from gistselect.run.store import LOCK
 from tiny_runs import RecordingReporter, contents, row, run, write_pool, write_rows, write_target
 
 SMALL = {"inputs.json", "seconds.jsonl", "curve.json"}

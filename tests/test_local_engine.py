@@ -22,6 +22,7 @@ from gistselect.run.cells import Keys, lay_out
 from gistselect.run.config import RunConfig
 from gistselect.run.engine import Inline, Scheduled
 from gistselect.run.local import LocalCrew, devices, environment
+from gistselect.run.objects import Bucket
 from gistselect.run.passes import Pass
 from gistselect.run.progress import SilentReporter
 from gistselect.run.reading import ReadPool
@@ -40,14 +41,14 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest_stage, "SHARD_ROWS", 12)
 
 
-def text_pass(folder: Path, pool: Path, **options: Any) -> tuple[Pass, Score]:
+def text_pass(folder: Path, pool: Path, bucket: Bucket | None = None, **options: Any) -> tuple[Pass, Score]:
     """A pass over a pool with the failing representation, and the stage that scores it."""
     from gistselect.data.config import TextOptions
     from gistselect.data.pool import open_pool
 
     marks = folder / "marks"
     marks.mkdir(parents=True)
-    store = Store(folder / "artifacts")
+    store = Store(folder / "artifacts", bucket)
     opened = open_pool((str(pool),), TextOptions(), exclude=folder)
     records = ReadPool(pool=opened, artifact=store.artifact("records", 1, pool=opened.digest))
     records.run(SilentReporter())

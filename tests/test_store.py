@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.run.store import Store, publish, read_batches, read_table, table_writer, write_table
+from gistselect.run.results import publish
+from gistselect.run.store import Store, read_batches, read_table, table_writer, write_table
 
 
 def test_another_input_is_another_artifact(tmp_path: Path) -> None:

@@ -21,5 +21,9 @@ class ArtifactMismatchError(GistSelectError):
     """Stored results that do not belong together, or that are damaged."""
 
 
+class UnreachableError(GistSelectError):
+    """A service on the network that failed to answer as it should; another attempt may find it well."""
+
+
 class MissingDependencyError(GistSelectError):
     """An optional package that the asked-for feature needs."""

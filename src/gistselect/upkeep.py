@@ -45,7 +45,7 @@ def clean(
         Do not ask.
     """
     from gistselect.run.cleaning import cleaning_lines, find_removals, refuse_unasked, remove
-    from gistselect.run.store import locked
+    from gistselect.run.lock import locked
 
     terminal = Terminal()
 

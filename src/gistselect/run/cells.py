@@ -61,7 +61,8 @@ class Preparation:
 
     def load(self) -> Prepared:
         """What `save` kept."""
-        return Prepared(arrays=_load_arrays(self.artifact), facts=self.artifact.facts, folder=self.artifact / FOLDER)
+        facts = self.artifact.facts
+        return Prepared(arrays=_load_arrays(self.artifact), facts=facts, folder=self.artifact / FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)

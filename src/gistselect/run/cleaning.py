@@ -15,9 +15,10 @@ from gistselect.files import digest, read_json
 from gistselect.run.choosing import SELECTION
 from gistselect.run.finished import FinishedRun
 from gistselect.run.methods import METHODS
+from gistselect.run.objects import Bucket
 from gistselect.run.remember import recall
 from gistselect.run.scoring import SCORES
-from gistselect.run.store import COMPLETE, INPUTS, SPENT, STORED, Artifact
+from gistselect.run.store import COMPLETE, INPUTS, SHARED, SPENT, STORED, Store
 from gistselect.training.checkpoints import CURVE
 
 Keep = Literal["selection", "scores"]
@@ -52,6 +53,8 @@ class Removal:
 
     what: str
     files: tuple[Path, ...]
+    objects: tuple[tuple[str, str], ...]
+    """Artifact and name of what goes in the object store of the run."""
     bytes: int
     """Freed by all removals together up to this one: a file with a second name elsewhere frees nothing."""
 
@@ -62,6 +65,7 @@ class Cleaning:
 
     folder: Path
     keep: Keep
+    bucket: Bucket | None
     removals: tuple[Removal, ...]
     links: tuple[Path, ...]
     """Links that were found; they and what they point at stay."""
@@ -79,10 +83,11 @@ def find_removals(folder: Path, keep: Keep) -> Cleaning:
     Raises `ConfigError` for a folder that is no run folder or holds no selection, `ArtifactMismatchError` if scores
     are to be kept and are not there.
     """
-    recall(folder)
+    bucket = recall(folder).bucket
     run = FinishedRun.open(folder)
     links: list[Path] = []
     found: dict[str, list[Path]] = {}
+    objects: dict[str, dict[tuple[str, str], int]] = {}
     kept = _stands_on(folder, _results(run)) if keep == "scores" else set()
     if keep == "scores" and not (run.methods and all(method.scores.is_complete for method in run.methods)):
         raise ArtifactMismatchError(
@@ -96,20 +101,27 @@ def find_removals(folder: Path, keep: Keep) -> Cleaning:
         what = {**BULKY, **(OTHERS if keep == "scores" else REST)}.get(stage, f"{stage} of the run")
         files = [one for one in _files(artifact, links) if one.name not in NOTES]
         found.setdefault(what, []).extend(sorted(files, key=lambda one: (one.name != COMPLETE, one)))
+        if bucket is not None and stage in SHARED:
+            listed = bucket.listed(artifact.name, fresh=True)
+            names = sorted(listed, key=lambda one: (one != COMPLETE, one))
+            objects.setdefault(what, {}).update({(artifact.name, name): listed[name] for name in names})
     if keep == "selection":
         for path in [folder / SCORES, *_beneath(folder / METHODS, SCORES, links)]:
             if path.is_symlink():
                 links.append(path)
             elif path.is_file():
                 found.setdefault("scores", []).append(path)
-    removals = tuple(_measured(found))
-    return Cleaning(folder=folder, keep=keep, removals=removals, links=tuple(sorted(set(links))))
+    removals = tuple(_measured(found, objects))
+    return Cleaning(folder=folder, keep=keep, bucket=bucket, removals=removals, links=tuple(sorted(set(links))))
 
 
 def remove(cleaning: Cleaning) -> None:
     """Remove it. The mark of a whole result goes before its files, so an interruption leaves nothing half valid."""
     for one in cleaning.removals:
-        _note_shards(one.files)
+        _note_shards(cleaning, one)
+        for artifact, name in one.objects:
+            assert cleaning.bucket is not None
+            cleaning.bucket.remove(artifact, [name])
         for path in one.files:
             path.unlink(missing_ok=True)
     for path, _, _ in os.walk(cleaning.folder / STORE, topdown=False):
@@ -118,15 +130,13 @@ def remove(cleaning: Cleaning) -> None:
                 os.rmdir(path)
 
 
-def _note_shards(paths: Iterable[Path]) -> None:
+def _note_shards(cleaning: Cleaning, removal: Removal) -> None:
     """Keep how large the features were, which the cost of a method tells."""
-    stored: dict[Path, int] = {}
-    for path in paths:
-        if path.name.startswith("shard-"):
-            stored[path.parent] = stored.get(path.parent, 0) + path.stat().st_size
-    for folder, n_bytes in stored.items():
-        artifact = Artifact(folder=folder, key="", inputs="{}")
-        if STORED not in artifact.spent:
+    folders = {path.parent for path in removal.files if path.name.startswith("shard-")}
+    folders |= {cleaning.folder / STORE / name for name, one in removal.objects if one.startswith("shard-")}
+    for folder in sorted(folders):
+        artifact = Store(folder.parent, cleaning.bucket).existing(folder.name)
+        if STORED not in artifact.spent and (n_bytes := artifact.shard_bytes):
             artifact.spend(**{STORED: n_bytes})
 
 
@@ -137,7 +147,8 @@ def cleaning_lines(cleaning: Cleaning, *, done: bool) -> Iterator[str]:
     else:
         yield f"{'Removed from' if done else 'To remove from'} {cleaning.folder}:"
         for one in cleaning.removals:
-            yield f"  {size(one.bytes):>9}  {one.what} ({len(one.files):,} files)"
+            there = f"{len(one.files):,} files" + f", {len(one.objects):,} objects" * bool(one.objects)
+            yield f"  {size(one.bytes):>9}  {one.what} ({there})"
         yield f"  {size(cleaning.bytes):>9}  in all"
     for link in cleaning.links:
         yield f"{link} is a link; it and what it points at stay."
@@ -236,18 +247,19 @@ def _beneath(folder: Path, name: str, links: list[Path]) -> Iterator[Path]:
             yield path / name
 
 
-def _measured(found: dict[str, list[Path]]) -> Iterable[Removal]:
+def _measured(found: dict[str, list[Path]], objects: dict[str, dict[tuple[str, str], int]]) -> Iterable[Removal]:
     names: dict[tuple[int, int], int] = {}
     for what, files in found.items():
-        freed = 0
+        there = objects.get(what, {})
+        freed = sum(there.values())
         for path in files:
             state = path.stat(follow_symlinks=False)
             place = state.st_dev, state.st_ino
             names[place] = names.get(place, 0) + 1
             if names[place] == state.st_nlink:
                 freed += state.st_size
-        if files:
-            yield Removal(what=what, files=tuple(files), bytes=freed)
+        if files or there:
+            yield Removal(what=what, files=tuple(files), objects=tuple(there), bytes=freed)
 
 
 def refuse_unasked(folder: Path) -> ConfigError:

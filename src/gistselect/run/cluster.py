@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gistselect.errors import ConfigError, MissingDependencyError
@@ -28,10 +29,11 @@ class RayCrew:
 
     elsewhere = True
 
-    def __init__(self, address: str | None, *, gpus: bool, cards: int = 1) -> None:
+    def __init__(self, address: str | None, *, gpus: bool, cards: int = 1, apart: bool = False) -> None:
         """Connect to the cluster at `address` (`auto`: the one of this machine); None starts one of this machine alone.
 
-        An actor has `cards` GPUs, which one node must have together.
+        An actor has `cards` GPUs, which one node must have together. With `apart` a node that lacks the folder of the
+        command works in one of its own: an object store has the rest.
 
         Raises `MissingDependencyError` without Ray, `ConfigError` if no cluster answers.
         """
@@ -55,7 +57,7 @@ class RayCrew:
                 ) from None
         self._resource = "GPU" if gpus and ray.cluster_resources().get("GPU") else "CPU"
         self._cards = cards if self._resource == "GPU" else 1
-        self._type = ray.remote(_Worker)
+        self._type, self._apart = ray.remote(_Worker), apart
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
         """Node on which a worker was when it last said so."""
@@ -153,7 +155,7 @@ class RayCrew:
     def _start(self, worker: str) -> str:
         need = {"num_gpus": self._cards} if self._resource == "GPU" else {"num_cpus": 1}
         made = self._type.options(max_restarts=-1, max_task_retries=RETRIES, **need)
-        self._actors[worker] = made.remote(os.getcwd(), ingest.SHARD_ROWS)
+        self._actors[worker] = made.remote(os.getcwd(), ingest.SHARD_ROWS, self._apart)
         self._asked[self._actors[worker].node.remote()] = worker
         return worker
 
@@ -171,12 +173,13 @@ class RayCrew:
 class _Worker:
     """The actor: opens what a job needs once, and does one part after another."""
 
-    def __init__(self, folder: str, shard_rows: int) -> None:
+    def __init__(self, folder: str, shard_rows: int, apart: bool) -> None:
         from gistselect.run import ingest
         from gistselect.run.sources import Sources
 
         ingest.SHARD_ROWS = shard_rows  # a shard is the same everywhere
-        self._folder = folder
+        self._own = TemporaryDirectory(prefix="gistselect-") if apart and not os.path.isdir(folder) else None
+        self._folder = self._own.name if self._own else folder
         self._sources = Sources()
 
     def node(self) -> str:

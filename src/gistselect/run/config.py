@@ -17,8 +17,9 @@ from gistselect.model.engine_config import EngineConfig
 from gistselect.representations.gist import GistOptions
 from gistselect.representations.interface import Representation
 from gistselect.representations.specification import label, parse
+from gistselect.run.lock import IfBusy
+from gistselect.run.objects import Bucket, refuse_url
 from gistselect.run.prefilter_config import PrefilterOptions
-from gistselect.run.store import IfBusy
 from gistselect.selection.options import SelectionOptions
 from gistselect.training.recipe import TrainingConfig
 
@@ -104,6 +105,10 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
     lost_shards: Annotated[Literal["stop", "quarantine"], Parameter(group=ENGINE)] = "stop"
     """Rows of a part that failed every time: stop with their names, or list them in quarantine.jsonl and go on."""
 
+    shards: Annotated[str | None, Parameter(group=ENGINE)] = None
+    """URL of a folder in an object store (s3://bucket/folder, gs://…, whatever fsspec knows): what workers read and
+    make goes there, and they need no folder in common; --output stays on this machine. See docs/clusters.md."""
+
     finetune: Annotated[TrainingConfig, Parameter(group=EVALUATION)] = TrainingConfig()
     """Fine-tuning on the selection."""
     train_seeds: Annotated[tuple[int, ...], many(EVALUATION)] = (0, 1, 2)
@@ -147,6 +152,7 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
         "data_dir",
         "encoder",
         "finetune_model",
+        "shards",
         "until",
         mode="before",
     )
@@ -154,6 +160,13 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
     def _taken_back(cls, value: Any) -> Any:
         """`--sketch none` takes an option of run.yaml back."""
         return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("shards")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        if value is not None:
+            refuse_url(value)
+        return value
 
     @field_validator("pool", "target", "representation", "train_seeds")
     @classmethod
@@ -213,6 +226,11 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
     def cards_of_a_worker(self) -> int:
         """GPUs of each worker: those of the model that has most."""
         return max(self.cards, self.finetune_settings.cards)
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """Where workers leave what they make; None if that is the run folder."""
+        return Bucket(self.shards) if self.shards is not None else None
 
     @property
     def representations(self) -> dict[str, Representation]:

@@ -44,7 +44,7 @@ def selection_cost(select: Select, full: FullTraining | None) -> SelectionCost:
 
 def _stored(features: Artifact) -> float:
     """Bytes of the shards, also of those that were cleaned away."""
-    return sum(path.stat().st_size for path in features.folder.glob("shard-*")) or features.spent.get(STORED, 0.0)
+    return features.shard_bytes or features.spent.get(STORED, 0.0)
 
 
 def _scoring(score: Score) -> dict[str, float]:

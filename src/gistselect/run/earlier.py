@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.run import store
-from gistselect.run.store import INPUTS, LOST, Artifact, Store, read_schema, read_table
+from gistselect.run.store import COMPLETE, INPUTS, LOST, Artifact, Store, read_schema, read_table
 
 ROWS = ("records", "tokens", "rows", "kept")
 """Inputs of an artifact that say which rows it is of."""
@@ -46,7 +44,7 @@ def stretches(artifact: Artifact, records: Artifact) -> tuple[Stretch, ...]:
     if artifact.is_complete or reading is None:
         return ()
     own = records.facts["parts"]
-    root, wanted = Store(artifact.folder.parent), _beside_rows(json.loads(artifact.inputs))
+    root, wanted = Store(artifact.folder.parent, artifact.bucket), _beside_rows(json.loads(artifact.inputs))
     found: list[list[Stretch]] = []
     for other in _complete(root, artifact.folder.name.partition("-")[0]):
         if other.key != artifact.key and _beside_rows(json.loads(other.inputs)) == wanted:
@@ -118,10 +116,10 @@ class Read:
     detected: Mapping[str, Any]
 
 
-def files_read(root: Path, reading: str) -> dict[tuple[str, str, str], Read]:
+def files_read(store: Store, reading: str) -> dict[tuple[str, str, str], Read]:
     """Every file of an earlier pool that was read as `reading` says, by name, source and digest of its bytes."""
     found: dict[tuple[str, str, str], Read] = {}
-    for artifact in _complete(Store(root), "records"):
+    for artifact in _complete(store, "records"):
         facts = artifact.facts
         for part in facts.get("parts", ()) if facts.get("reading") == reading else ():
             read = Read(artifact=artifact, first=part["first"], n_rows=part["n_rows"], detected=part["detected"])
@@ -133,9 +131,11 @@ def _complete(root: Store, stage: str) -> list[Artifact]:
     """Finished artifacts of a stage; what cannot be read helps nobody, and whoever needs it will say so."""
     found = []
     for folder in sorted(root.root.glob(f"{stage}-*")):
-        if (folder / store.COMPLETE).is_file() and (folder / INPUTS).is_file():
+        if (folder / COMPLETE).is_file() and (folder / INPUTS).is_file():
             try:
                 artifact = root.existing(folder.name)
+                if not artifact.is_complete:
+                    continue
                 _ = artifact.facts
             except ArtifactMismatchError:
                 continue

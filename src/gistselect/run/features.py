@@ -127,6 +127,7 @@ class Features:
             records=self.records,
             tokens=self.tokens,
             kept=self.kept.get(reads),
+            warmup=self.warmup.artifact if checkpoint and isinstance(self.warmup, WarmUp) else None,
         )
 
     def _prepare(self, preparation: Preparation, spec: SourceSpec, sources: Sources, reporter: Reporter) -> None:

@@ -10,16 +10,18 @@ from typing import Any
 
 from gistselect.data.stored import normalised
 from gistselect.errors import ArtifactMismatchError, ConfigError
-from gistselect.files import digest, read_json, read_json_lines, write_json_lines
+from gistselect.files import read_json, read_json_lines, write_json_lines
 from gistselect.report.facts import Query, Turn
 from gistselect.run.choosing import SELECTION
 from gistselect.run.comparing import COMPARISON
 from gistselect.run.ingest import RecordRows
 from gistselect.run.methods import Method
+from gistselect.run.objects import Bucket
 from gistselect.run.plan import Plan
+from gistselect.run.remember import RUN_YAML, read_yaml
 from gistselect.run.scoring import QUARANTINE, SCORES
 from gistselect.run.stability import COLUMN as STABILITY
-from gistselect.run.store import INPUTS, Artifact, read_names, read_table
+from gistselect.run.store import INPUTS, Artifact, Store, read_names, read_table
 from gistselect.run.targets import Target
 from gistselect.run.warmup import WarmUp
 
@@ -157,6 +159,12 @@ class FinishedRun:
         return self.manifest["results"]
 
     @cached_property
+    def store(self) -> Store:
+        """Where its artifacts are."""
+        given = read_yaml(self.folder / RUN_YAML).get("shards") if (self.folder / RUN_YAML).is_file() else None
+        return Store(self.folder / "artifacts", Bucket(given) if given else None)
+
+    @cached_property
     def methods(self) -> tuple[FinishedMethod, ...]:
         """The representations whose results are there, the main one first."""
         found = [
@@ -212,5 +220,5 @@ class FinishedRun:
         if folder.parent != self.folder / "artifacts":
             raise ArtifactMismatchError(f"{self.folder / MANIFEST} names {name!r}, which is no result of this run.")
         if not (folder / INPUTS).is_file():
-            return Artifact(folder=folder, key="", inputs="{}")
-        return Artifact(folder=folder, key=digest(read_json(folder / INPUTS)), inputs="{}")
+            return Artifact(folder=folder, key="", inputs="{}", bucket=self.store.bucket_of(name, {}))
+        return self.store.existing(name)

@@ -66,6 +66,8 @@ class Measured:
 
         model = None
         for target in self.missing:
+            if model is None and self.training is not None:
+                self.recipe.store.bring(self.training)
             model = model or model_of(self.recipe, self.adapter)
             artifact, queries, told = self.artifact(target), target.queries, 0
 

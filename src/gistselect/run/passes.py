@@ -115,8 +115,7 @@ class Pass(Job):
         """
         n_shards = len(self.amounts)
         for artifact in self.outputs:
-            if missing := [shard for shard in range(n_shards) if not artifact.shard(shard).is_file()]:
-                raise ArtifactMismatchError(f"{artifact.folder} lacks shard {missing[0]} of {n_shards}; run again.")
+            artifact.refuse_gaps(n_shards)
             if not artifact.is_complete:
                 artifact.complete(n_shards=n_shards)
 

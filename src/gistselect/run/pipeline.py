@@ -17,6 +17,7 @@ from gistselect.run.features import Features
 from gistselect.run.finished import write_queries
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
+from gistselect.run.lock import locked
 from gistselect.run.needed import needed
 from gistselect.run.outlook import time_line
 from gistselect.run.plan import Plan, make_plan
@@ -37,7 +38,6 @@ from gistselect.run.results import (
 )
 from gistselect.run.sources import Sources
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked
 from gistselect.run.warmup import WarmUp
 
 if TYPE_CHECKING:

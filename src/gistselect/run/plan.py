@@ -100,7 +100,9 @@ class _Planner:
         self.prefilter: Prefilter | None = None
         """Once it is planned: one prefilter serves all targets of a study."""
         self.last: Stage = last
-        self.store = Store(config.output / "artifacts")
+        self.store = Store(config.output / "artifacts", config.bucket)
+        if self.store.bucket is not None:
+            self.store.bucket.reach()
         self.trains = last in ("train", "evaluate")
         self.representations = {**config.representations, **(config.rivals if self.trains else {})}
         reads = {one.reads for one in self.representations.values()}

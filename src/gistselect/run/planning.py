@@ -15,6 +15,7 @@ from gistselect.run.calibration import SECONDS, Calibration
 from gistselect.run.config import RunConfig
 from gistselect.run.constraints import refuse_impossible
 from gistselect.run.ingest import refuse_unusable
+from gistselect.run.lock import locked
 from gistselect.run.needed import needed
 from gistselect.run.outlook import START, forecast_of, speed_up
 from gistselect.run.overview import overview
@@ -22,7 +23,6 @@ from gistselect.run.plan import Plan, make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.rates import Clock, Rate, Spent, Timer, load_rates, save_rates, wall_and_cpu
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked
 from gistselect.run.workload import workload
 
 FORMAT = 1

@@ -59,13 +59,14 @@ class ReadPool:
         if artifact.is_complete:
             return
         artifact.begin()
-        earlier = files_read(artifact.folder.parent, pool.reading)
+        store = Store(artifact.folder.parent, artifact.bucket)
+        earlier = files_read(store, pool.reading)
         # On other machines the pool's files need not be.
         ahead = self._files(earlier) if engine is not None and engine.parallel and not engine.elsewhere else ()
         if engine is not None and len(ahead) > 1:
             with artifact.timed():
                 engine.run(ReadFiles(parts=ahead), "read files", reporter)
-            earlier = files_read(artifact.folder.parent, pool.reading)
+            earlier = files_read(store, pool.reading)
         reader, cutter = Reader(pool, artifact.folder), _Cutter(artifact)
         parts: list[dict[str, Any]] = []
         with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:

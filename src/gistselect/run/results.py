@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import filecmp
 import importlib.metadata
+import os
 import platform
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +31,7 @@ from gistselect.run.prefilter import PLACED, Prefilter, loss_described
 from gistselect.run.progress import duration
 from gistselect.run.remember import RUN_YAML
 from gistselect.run.scoring import QUARANTINE, SAMPLED, SCORES, quarantine_entry
-from gistselect.run.store import Artifact, publish, read_table
+from gistselect.run.store import Artifact, read_table, verify
 from gistselect.run.study_config import STUDY_YAML
 from gistselect.run.targets import Target
 from gistselect.run.validate_config import VALIDATE_YAML
@@ -271,3 +273,17 @@ def peak_memory_bytes() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def publish(source: Path, path: Path) -> None:
+    """Put a file of an artifact where people look for it.
+
+    Tables are the same file under a second name, where the file system can; text is a copy, since people edit it.
+    """
+    verify(source)
+    with replacing(path) as part:
+        if source.suffix == ".parquet":
+            with suppress(OSError):
+                os.link(source, part)
+        if not part.exists():
+            shutil.copyfile(source, part)

@@ -33,6 +33,8 @@ class SourceSpec:
     tokens: Artifact | None
     kept: Artifact | None = None
     """What a prefilter left of the rows; None if all are read."""
+    warmup: Artifact | None = None
+    """What `adapter` is of, if it was trained in the run."""
 
     @property
     def needs_live_model(self) -> bool:
@@ -118,6 +120,8 @@ class Sources:
         else:
             model = load_model(spec.model)
         if spec.adapter is not None:
+            if spec.warmup is not None:
+                _ = spec.warmup.facts  # which has its files come here from an object store
             verify(spec.adapter)
             model = load_adapter(model, spec.adapter)
         if spec.reads == "hidden":

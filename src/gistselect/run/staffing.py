@@ -37,13 +37,16 @@ def _engine(config: RunConfig, sources: Sources) -> Engine:
         return Inline(sources)
     if config.model == LIVE:
         raise ConfigError("a model given as an object cannot leave its process; leave out --engine.")
+    bucket = config.bucket
+    if bucket is not None and bucket.is_of_one_process:
+        raise ConfigError(f"--shards {bucket.url} is seen by this process alone; use another, or --engine inline.")
     limits = Limits(attempts=config.shard_attempts, seconds=config.shard_time_limit)
     quarantine = config.lost_shards == "quarantine"
     gpus = config.device in ("auto", "cuda")
     if config.engine_kind == "ray":
         from gistselect.run.cluster import RayCrew
 
-        crew = RayCrew(config.ray_address, gpus=gpus, cards=config.cards_of_a_worker)
+        crew = RayCrew(config.ray_address, gpus=gpus, cards=config.cards_of_a_worker, apart=bucket is not None)
         return Scheduled(crew, limits, quarantine=quarantine)
     from gistselect.run.local import LocalCrew, devices
 

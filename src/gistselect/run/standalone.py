@@ -16,12 +16,12 @@ from gistselect.files import replacing, write_json_lines
 from gistselect.model.loading import load_tokenizer
 from gistselect.report.charts import Line, line_chart
 from gistselect.run.choosing import SELECTED
+from gistselect.run.lock import locked
 from gistselect.run.progress import Reporter
 from gistselect.run.remember import recall
 from gistselect.run.scoring import quarantine_entry
 from gistselect.run.standalone_config import EvaluateConfig, TrainConfig
 from gistselect.run.steady import steady
-from gistselect.run.store import locked
 from gistselect.training.checkpoints import TrainingResult
 from gistselect.training.recipe import steps_per_epoch, training_amounts
 from gistselect.training.train import merge_adapter, train

@@ -9,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gistselect.errors import GistSelectError
+from gistselect.run.lock import LOCK
 from gistselect.run.methods import METHODS
 from gistselect.run.remember import RUN_YAML
 from gistselect.run.results import OF_A_METHOD, OF_A_RUN, REPORT, SPECTRUM
-from gistselect.run.store import LOCK
 
 PICTURES = {REPORT, SPECTRUM}
 """Files that are made of the others, also by those who only look."""

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
-from gistselect.errors import ArtifactMismatchError, ConfigError, GistSelectError
+from gistselect.errors import ArtifactMismatchError
 from gistselect.files import (
-    FORBIDDEN,
     digest,
     file_digest,
     json_line,
     read_json,
-    remove_leftovers,
     replacing,
-    writable,
     write_json,
 )
+from gistselect.run.objects import (
+    COMPLETE,
+    INPUTS,
+    Bucket,
+    ShardObject,
+    digests_of_shards,
+    settle,
+    shard_name,
+    shards_in,
+    share,
+)
 
-IfBusy = Literal["wait", "refuse"]
-COMPLETE, INPUTS, LOCK = "complete.json", "inputs.json", ".lock"
-WRITTEN = ("artifacts", "methods", "combinations", "planted")
-"""Folders of a run folder that only the holder of its lock writes to: not `inputs`, where rows in memory are put before
-the lock is asked for."""
 LOST = b"lost"
 """Key of the reason for which a shard's rows were given up, in the metadata of its table."""
 SPENT = "seconds.jsonl"
 """What an artifact took, a line for each piece of work. No key, checksum or result depends on it."""
 STORED = "stored_bytes"
 """Note of what the shards of a cleaned artifact had taken on the disk."""
+SHARED = frozenset(
+    {"records", "tokens", "digests", "minhash", "sharing", "prefilter", "prepared", "fit", "features", "measured"}
+    | {"warmup", "train", "losses"}
+)
+"""Stages that workers read or make: their artifacts go to an object store where there is one, all others stay here."""
+ShardPlace = Path | ShardObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +57,37 @@ class Artifact:
     key: str
     inputs: str
     """What the key stands for, as JSON text."""
+    bucket: Bucket | None = None
+    """The object store that holds its shards, and a copy of its other files; None if all is in the folder."""
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
-    def shard(self, index: int) -> Path:
-        return self.folder / f"shard-{index:05d}.parquet"
+    def shard(self, index: int) -> ShardPlace:
+        """Where a shard is, or will be."""
+        if self.bucket is not None:
+            return ShardObject(bucket=self.bucket, folder=self.folder, index=index)
+        return self / shard_name(index)
+
+    def refuse_gaps(self, n_shards: int) -> None:
+        """Raises `ArtifactMismatchError` if one of so many shards is missing: coverage is proved at the end."""
+        if self.bucket is not None:
+            self.bucket.listed(self.folder.name, fresh=True)
+        if missing := [index for index in range(n_shards) if not self.shard(index).is_file()]:
+            raise ArtifactMismatchError(f"{self.folder} lacks shard {missing[0]} of {n_shards}; run again.")
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of all shards that are there."""
+        if self.bucket is None:
+            return sum(path.stat().st_size for path in self.folder.glob("shard-*"))
+        listed = self.bucket.listed(self.folder.name)
+        return sum(listed[next(iter(one.values()))] for one in shards_in(listed).values())
 
     @property
     def is_complete(self) -> bool:
-        return (self / COMPLETE).is_file()
+        """Whether it is made; from an object store its files but for the shards are here then."""
+        return settle(self.bucket, self.folder, self.key) if self.bucket else (self / COMPLETE).is_file()
 
     def begin(self) -> None:
         """Make the folder and say in it what it is for.
@@ -80,12 +107,18 @@ class Artifact:
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.name not in (COMPLETE, INPUTS, SPENT) and not path.name.startswith(".")
         }
+        if self.bucket is not None:
+            files = dict(sorted((files | digests_of_shards(self.bucket, self.folder.name)).items()))
         checksum = digest([self.key, facts, files])
         write_json(self / COMPLETE, {"facts": facts, "files": files, "checksum": checksum})
+        if self.bucket is not None:
+            share(self.bucket, self.folder)
 
     @property
     def facts(self) -> dict[str, Any]:
         """Raises `ArtifactMismatchError` if the file is missing, damaged or of another artifact."""
+        if self.bucket and not (self / COMPLETE).is_file():
+            settle(self.bucket, self.folder, self.key)
         stored = read_json(self / COMPLETE)
         known = [stored[name] for name in ("facts", "files") if name in stored] if isinstance(stored, dict) else []
         if not known or stored.get("checksum") != digest([self.key, *known]):
@@ -128,56 +161,32 @@ class Store:
     """Artifacts by stage and key: another model, row or option gives another key, and so another folder."""
 
     root: Path
+    bucket: Bucket | None = None
+    """The object store in which workers leave what they make; None if all is in `root`."""
 
     def artifact(self, stage: str, version: int, **inputs: Any) -> Artifact:
         """The artifact of a stage for these inputs. Nothing is written: a forecast may ask for any."""
         described = {"stage": stage, "version": version, **inputs}
         key = digest(described)
-        text = json.dumps(described, sort_keys=True, ensure_ascii=False)
-        return Artifact(folder=self.root / f"{stage}-{key[:16]}", key=key, inputs=text)
+        return self._named(f"{stage}-{key[:16]}", key, described)
 
     def existing(self, name: str) -> Artifact:
         """The artifact in the folder of this name. Raises `ArtifactMismatchError` if there is none."""
         described = read_json(self.root / name / INPUTS)
-        text = json.dumps(described, sort_keys=True, ensure_ascii=False)
-        return Artifact(folder=self.root / name, key=digest(described), inputs=text)
+        return self._named(name, digest(described), described)
 
+    def _named(self, name: str, key: str, described: dict[str, Any]) -> Artifact:
+        text, bucket = json.dumps(described, sort_keys=True, ensure_ascii=False), self.bucket_of(name, described)
+        return Artifact(folder=self.root / name, key=key, inputs=text, bucket=bucket)
 
-@contextmanager
-def locked(folder: Path, if_busy: IfBusy, say: Callable[[str], None]) -> Iterator[None]:
-    """The only writer of a run folder, for as long as the block runs.
+    def bucket_of(self, name: str, described: Mapping[str, Any]) -> Bucket | None:
+        """Where an artifact is put; files that are read for a larger pool are soon gone again."""
+        return self.bucket if name.partition("-")[0] in SHARED and "part" not in described else None
 
-    Raises `ConfigError` if the folder cannot be made, `GistSelectError` if another process has it and `if_busy`
-    is `refuse`, or if the block is refused room in it.
-    """
-    if folder.parts[:1] and folder.parts[0].startswith("~"):
-        raise ConfigError(f"--output {folder} begins with ~, which only a shell makes a folder of; write it out.")
-    try:
-        str(folder).encode()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError(f"--output {str(folder)!r} cannot be made: {said}; choose another folder.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {folder} cannot be written to; choose another folder or change its permissions.")
-    lock = FileLock(folder / LOCK)
-    try:
-        with writable(folder / LOCK, also=FORBIDDEN):
-            lock.acquire(timeout=0)
-    except Timeout:
-        if if_busy == "refuse":
-            raise GistSelectError(
-                f"another process is at work in {folder}; wait for it, choose another --output, or leave out "
-                "--if-busy refuse."
-            ) from None
-        say(f"Another process is at work in {folder}; waiting for it to finish.")
-        lock.acquire()
-    try:
-        remove_leftovers(folder, below=WRITTEN)
-        with writable(folder):
-            yield
-    finally:
-        lock.release()
+    def bring(self, name: str) -> None:
+        """Have the files of an artifact here which another machine may have made."""
+        if (bucket := self.bucket_of(name, {})) is not None:
+            settle(bucket, self.root / name, key="")
 
 
 def verify(path: Path) -> None:
@@ -188,8 +197,7 @@ def verify(path: Path) -> None:
     folder = next((parent for parent in (path, *path.parents[:4]) if (parent / COMPLETE).is_file()), None)
     if folder is None:
         return
-    state = (folder / COMPLETE).stat()
-    known = _written(folder / COMPLETE, state.st_size, state.st_mtime_ns, state.st_ino)
+    known = _written(folder / COMPLETE, *_state(folder / COMPLETE))
     name = path.relative_to(folder).as_posix()
     inside = [name] if name in known else [one for one in known if name == "." or one.startswith(f"{name}/")]
     for one in inside:
@@ -203,6 +211,12 @@ def verify(path: Path) -> None:
             )
 
 
+def _state(path: Path) -> tuple[int, int, int]:
+    """What a file that was written anew has otherwise."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
 @lru_cache(maxsize=64)
 def _written(path: Path, *state: int) -> dict[str, str]:
     """Digests by file name, of a `complete.json` in this state; none in those of earlier releases."""
@@ -211,8 +225,14 @@ def _written(path: Path, *state: int) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: ShardPlace, table: pa.Table) -> None:
     """One table as Parquet; see `table_writer`."""
+    if isinstance(path, ShardObject):
+        content = pa.BufferOutputStream()
+        with _writer(content, table.schema) as writer:
+            writer.write_table(table)
+        path.write(content.getvalue().to_pybytes())
+        return
     with table_writer(path, table.schema) as writer:
         writer.write_table(table)
 
@@ -220,30 +240,40 @@ def write_table(path: Path, table: pa.Table) -> None:
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Parquet with page checksums, written whole or not at all; floats are byte-split, which compresses them best."""
-    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-    with (
-        replacing(path) as part,
-        # By a relative name such as `runs:a/…` Arrow would look for a file system of that name, here and below.
-        part.open("wb") as file,
-        pq.ParquetWriter(
-            file,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
-            write_page_checksum=True,
-        ) as writer,
-    ):
+    # By a relative name such as `runs:a/…` Arrow would look for a file system of that name, here and below.
+    with replacing(path) as part, part.open("wb") as file, _writer(file, schema) as writer:
         yield writer
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
+def _writer(target: BinaryIO | pa.BufferOutputStream, schema: pa.Schema) -> pq.ParquetWriter:
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    return pq.ParquetWriter(
+        target,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
+        write_page_checksum=True,
+    )
+
+
+def _proved(path: ShardPlace) -> Path | pa.BufferReader:
+    """A table's file, or the bytes of its object, once it is what its stage left; see `verify`."""
+    if isinstance(path, ShardObject):
+        mark = path.folder / COMPLETE
+        known = _written(mark, *_state(mark)) if mark.is_file() else {}
+        return pa.BufferReader(path.read(known.get(path.name)))
     verify(path)
+    return path.absolute()
+
+
+def read_table(path: ShardPlace, columns: list[str] | None = None) -> pa.Table:
+    """Raises `ArtifactMismatchError` if the file is missing or damaged."""
+    content = _proved(path)
     try:
         # Not pq.read_table, whose way over data sets of many files takes three times as long for a small one.
-        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
+        with pq.ParquetFile(content, page_checksum_verification=True) as file:
             if columns is None:
                 return file.read()
             if missing := set(columns) - set(file.schema_arrow.names):
@@ -258,11 +288,11 @@ def read_names(path: Path) -> list[str]:
     return read_schema(path).names
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(path: ShardPlace) -> pa.Schema:
     """Names, types and metadata of a table. Raises `ArtifactMismatchError` if the file is missing or damaged."""
-    verify(path)
+    content = _proved(path)
     try:
-        return pq.read_schema(path.absolute())
+        return pq.read_schema(content)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
 
@@ -276,17 +306,3 @@ def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterato
             yield from file.iter_batches(batch_size=rows, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactMismatchError(f"{path} is missing or damaged ({error}); delete it and run again.") from None
-
-
-def publish(source: Path, path: Path) -> None:
-    """Put a file of an artifact where people look for it.
-
-    Tables are the same file under a second name, where the file system can; text is a copy, since people edit it.
-    """
-    verify(source)
-    with replacing(path) as part:
-        if source.suffix == ".parquet":
-            with suppress(OSError):
-                os.link(source, part)
-        if not part.exists():
-            shutil.copyfile(source, part)

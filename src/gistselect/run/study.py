@@ -17,6 +17,7 @@ from gistselect.files import write_json
 from gistselect.run.arms import BEFORE
 from gistselect.run.choosing import Select
 from gistselect.run.engine import Engine
+from gistselect.run.lock import locked
 from gistselect.run.needed import needed_by
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import Plan, make_plans
@@ -25,7 +26,7 @@ from gistselect.run.progress import Reporter
 from gistselect.run.remember import remember
 from gistselect.run.scoring import SCORES
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked, read_batches
+from gistselect.run.store import read_batches
 from gistselect.run.study_config import STUDY_YAML, Combination, StudyConfig
 from gistselect.run.study_report import write_report
 

@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gistselect.data.overlap import HASHES, Passages, Signatures, hashed_blocks, repeats, text_digest
-from gistselect.errors import ArtifactMismatchError
 from gistselect.run import ingest
 from gistselect.run.earlier import Stretch, stretches, taken
 from gistselect.run.ingest import RecordRows
@@ -158,8 +157,7 @@ class TextPass(Job):
         """Gather what was found over all shards, and mark as done."""
         n_shards = self.records.n_shards
         for artifact in self.outputs:
-            if missing := [shard for shard in range(n_shards) if not artifact.shard(shard).is_file()]:
-                raise ArtifactMismatchError(f"{artifact.folder} lacks shard {missing[0]} of {n_shards}; run again.")
+            artifact.refuse_gaps(n_shards)
         if self.digests:
             rows = _column(self.digests, n_shards, "row").to_numpy()
             digests = _column(self.digests, n_shards, "digest")

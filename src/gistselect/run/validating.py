@@ -25,6 +25,7 @@ from gistselect.linalg.intervals import Interval, difference_of_runs, item_weigh
 from gistselect.run.arms import Training, train_rows
 from gistselect.run.comparing import Compare
 from gistselect.run.engine import Engine
+from gistselect.run.lock import locked
 from gistselect.run.losses import Measured, measured_loss
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.pipeline import Clock, execute, prepare
@@ -34,7 +35,7 @@ from gistselect.run.progress import Reporter
 from gistselect.run.remember import remember
 from gistselect.run.scoring import SCORE, SCORES
 from gistselect.run.staffing import opened
-from gistselect.run.store import locked, read_names, read_table
+from gistselect.run.store import read_names, read_table
 from gistselect.run.trainings import measure_together, shares_trainings, train_together
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
 from gistselect.run.validation_report import write_validation

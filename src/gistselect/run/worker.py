@@ -87,12 +87,14 @@ def attempt(job: Job, index: int, sources: Sources, opened: Callable[[], None]) 
 
     `opened` is called once the part itself begins.
     """
-    from gistselect.errors import GistSelectError
+    from gistselect.errors import GistSelectError, UnreachableError
 
     try:
         job.open(sources)
         opened()
         job.do(index, sources)
+    except UnreachableError as error:
+        return ("failed", "error", str(error))
     except GistSelectError as error:
         return ("wrong", type(error), str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other side decides what follows
