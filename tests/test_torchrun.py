@@ -8,23 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from gistselect.__main__ import main
 from gistselect.errors import ConfigError
 from gistselect.files import read_json
+from gistselect.model.adapters import adapter_parameters
+from gistselect.model.config import ModelConfig
 from gistselect.run.events import EVENTS
 from gistselect.training import ranks
 from gistselect.training.checkpoints import RECEIPT
-from gistselect.training.recipe import epoch_order
+from gistselect.training.recipe import TrainingConfig, epoch_order
+from gistselect.training.sharding import sharded
+from gistselect.training.train import train
 from gistselect.training.trainer import _EpochSampler, _Rows
-from tiny_models import examples
+from tiny_models import FAMILIES, examples, language_model
 from tiny_runs import WARMUP, row, write_rows
 
 EPOCHS = 3
@@ -201,3 +209,66 @@ def test_an_environment_of_several_processes_that_is_not_whole_is_said(
         main()
     assert ended.value.code == 2
     assert "not RANK" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_frozen_weights_in_pieces_train_the_same_adapter(config: dict[str, Any], tmp_path: Path) -> None:
+    """FSDP2 in two processes against one process that holds all."""
+    config["warmup_share"] = 0.33
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    changes = {"warmup": {**TRAINING, "fsdp": True}}
+    both = [start(1, ["warmup", *options(config, alone)]), start(2, ["warmup", *options(config, together, **changes)])]
+    _, said = [finished(one) for one in both]
+    one, two = training_of(alone), training_of(together)
+    assert len(list(one.glob("checkpoint-*"))) == EPOCHS
+    for checkpoint in one.glob("checkpoint-*"):
+        assert_close(two / checkpoint.name, checkpoint)
+        files = [{path.name for path in folder.iterdir()} for folder in (checkpoint, two / checkpoint.name)]
+        assert files[0] == files[1]
+    assert said.count("Warm-up: ") == 1
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_what_is_frozen_lies_in_pieces_and_the_adapter_whole() -> None:
+    """Every weight but the adapter's; losses and gradients are what they were, to the bit."""
+    ids = torch.arange(12)[None]
+    found = []
+    for shared in (False, True):
+        adapted = language_model(FAMILIES["llama-tied"])
+        own = adapter_parameters(adapted.model)
+        for name, value in adapted.model.named_parameters():
+            value.requires_grad_(name in own)
+        if shared:
+            adapted = sharded(adapted, adapted.device)
+            kinds = {name: isinstance(value, DTensor) for name, value in adapted.model.named_parameters()}
+            assert {name for name, in_pieces in kinds.items() if not in_pieces} == own.keys()
+            assert kinds.keys() - own.keys() <= set(adapted.model._ddp_params_and_buffers_to_ignore)
+        loss = adapted.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        found.append([loss.detach(), *(value.grad for value in adapter_parameters(adapted.model).values())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_cannot_be_in_pieces_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = TrainingConfig(fsdp=True)
+    model = ModelConfig(path=str(tiny_model), device="cpu")
+    for refused, training, message in (
+        (model, recipe.model_copy(update={"full": True}), "full=true freezes none"),
+        (model.model_copy(update={"quantization": "4bit"}), recipe, "cannot share out quantized weights"),
+        (language_model(FAMILIES["llama"]), recipe, "of a folder or hub id"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(refused, examples(), training, output=tmp_path / "none", seed=0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_keys_of_before_stay_what_they_were() -> None:
+    assert "fsdp" not in TrainingConfig().model_dump(mode="json")
+    assert TrainingConfig.model_validate(TrainingConfig(fsdp=True).model_dump(mode="json")).fsdp

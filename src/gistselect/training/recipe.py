@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from gistselect.model.adapters import AdapterConfig
 from gistselect.streams import Stream, generator
@@ -41,8 +41,18 @@ class TrainingConfig(BaseModel):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     full: bool = False
     """Train all weights instead of an adapter."""
+    fsdp: bool = False
+    """Under torchrun: hold the frozen weights in pieces, one a process (FSDP2), where a card does not hold them all."""
     adapter: AdapterConfig = AdapterConfig()
     """The adapter to train, unless `full`."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `fsdp` unless it is set: keys made before there was such an option stay what they were."""
+        values = plain(self)
+        if not values.get("fsdp", True):
+            del values["fsdp"]
+        return values
 
 
 def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:

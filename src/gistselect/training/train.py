@@ -20,6 +20,7 @@ from gistselect.training import ranks
 from gistselect.training.checkpoints import TrainingResult, finish, last_checkpoint, resume_state, step_of
 from gistselect.training.ranks import Ranks
 from gistselect.training.recipe import TrainingConfig, steps_per_epoch
+from gistselect.training.sharding import before_sharding, check_sharding, sharded
 from gistselect.training.trainer import Progress, make_trainer
 from gistselect.types import Example
 
@@ -60,6 +61,8 @@ def train(
     (the folder holds another training), `ModelError` (the loss is not a number) and `GistSelectError` (no room).
     """
     _check(examples, config, stop_after_epoch)
+    if config.fsdp:
+        check_sharding(model, config)
     last_epoch = stop_after_epoch or config.epochs
     per_epoch = steps_per_epoch(len(examples), config.global_batch_size)
     digest = _training_digest(model, examples, config, seed, last_epoch)
@@ -89,8 +92,13 @@ def carry_out(task: Task, among: Ranks | None = None, progress: Progress | None 
 
     The first process alone writes checkpoints, but for the states of the random generators, which are each one's own.
     """
+    from gistselect.model.loading import resolve_device
+
     language_model = _together(task, among)
     with hushed(), restored(language_model.model), _trainable(language_model, task.config, task.seed) as trainable:
+        if among is not None and task.config.fsdp:
+            assert isinstance(task.model, ModelConfig)
+            trainable = sharded(trainable, resolve_device(among.placed(task.model).device))
         trainer = make_trainer(
             trainable, task.examples, task.config, task.output, task.seed, task.last_epoch, progress, among
         )
@@ -111,7 +119,8 @@ def _together(task: Task, among: Ranks | None) -> LanguageModel:
     assert isinstance(task.model, ModelConfig)
     loaded, failure = None, None
     try:
-        loaded = _language_model(among.placed(task.model), task.config)
+        placed = among.placed(task.model)
+        loaded = _language_model(before_sharding(placed) if task.config.fsdp else placed, task.config)
     except GistSelectError as error:
         failure = error
     among.agree(failure)
