@@ -83,6 +83,9 @@ def main(
     options = {**size.options, **({"train_seeds": train_seeds} if train_seeds else {})}
     shared = {**options, "model": model_folder(size.demo), "pool": [str(pool)], "data_dir": data, "seed": seed}
     shared["output"] = folder / "study"
+    if "embedding" in size.methods:
+        # No text encoder can be installed as a package: the hidden states of the embedded model stand for one.
+        shared["encoder"] = model_folder(demo=True)
     pieces = [config for target in size.heldout for config in _pieces(size, target, shared, own)]
     if plan:
         print(_counted(pieces))

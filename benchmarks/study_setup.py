@@ -55,7 +55,7 @@ OFTEN: dict[str, Any] = {
     "warmup_share": 0.15,
 }
 """What changes where a model is trained often: for the validation and the ablations, which share a folder."""
-PLACES = frozenset({"model", "pool", "data_dir", "output"})
+PLACES = frozenset({"model", "encoder", "pool", "data_dir", "output"})
 """Options that name a place on one machine, which no result says."""
 OFTEN_ROWS = 1000
 """Rows of the pool there."""

@@ -43,7 +43,10 @@ DRAWN = {"baselines": ["random", "length", "bm25"]}
 SIZES: dict[str, Size] = {
     "demo": Size(
         heldout={"gsm8k": 50, "mmlu": 2, "bbh": 2},
-        methods=("gist", "less:nonzeros=8", "ekfac", "loss_drop", "rds", "bm25", "dsir", "length"),
+        methods=(
+            *("gist", "less:nonzeros=8", "less_adam:nonzeros=8", "ekfac", "rds", "loss_drop", "perplexity"),
+            *("embedding", "bm25", "dsir", "length"),
+        ),
         options={**DEMO, **DRAWN, **SEEDS, "budgets": [64], "max_queries": 100},
         demo=True,
     ),
