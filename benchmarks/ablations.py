@@ -2,7 +2,7 @@
 
 Every variant scores the same part of the pool for GSM8K. Its 64 best rows are then trained on under one recipe,
 whatever the variant's own options, and judged by the loss on held-out items, beside random rows and GIST's defaults.
-And its scores are put against 40 trainings on random subsets (LDS), which all variants share with `trust_study.py`: a
+And its scores are put against 80 trainings on random subsets (LDS), which all variants share with `trust_study.py`: a
 finer measure, for no further training. No default is chosen by these figures: items that judge are not for choosing.
 """
 

@@ -1,6 +1,6 @@
 """How far scores can be trusted, on a model small enough to train often: `python benchmarks/trust_study.py`.
 
-LDS over 40 random subsets, QLD, and planted rows: `gistselect validate` with its options written down, on GSM8K. It can
+LDS over 80 random subsets, QLD, and planted rows: `gistselect validate` with its options written down, on GSM8K. It can
 be interrupted and continued, and writes one small JSON file.
 """
 
@@ -24,7 +24,7 @@ from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
 PIECES: dict[str, dict[str, Any]] = {
-    "lds": {"measures": ["lds", "planted"], "validation_rows": 640, "subsets": 40, "train_seeds": [0]},
+    "lds": {"measures": ["lds", "planted"], "validation_rows": 640, "subsets": 80, "train_seeds": [0]},
     "qld": {"measures": ["qld"], "validation_rows": 120, "removed_share": 0.1, "train_seeds": [0, 1]},
 }
 """LDS trains on parts, QLD on all rows but a few: to take as long it gets fewer rows, of which it leaves out more."""
