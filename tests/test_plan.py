@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,16 @@ def test_every_method_is_planned_for_several_targets(config: dict[str, Any], tmp
     document = planned(config, target=(*config["target"], str(other)), representation=methods)
     assert [one["name"] for one in document["forecast"]["work"] if one["seconds"] is None] == []
     assert len([name for name in states(document) if name.startswith("queries of others (")]) == len(methods)
+
+
+def test_a_chat_template_of_the_model_is_planned_and_run(config: dict[str, Any], tmp_path: Path) -> None:
+    """Its marks are a table, which a plan must not take for a key."""
+    model = Path(shutil.copytree(config["model"], tmp_path / "chat"))
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    options = {**config, "model": str(model), "template": "model"}
+    assert planned(options)["pool"]["usable"] == 50
+    assert (run(options) / "selected.jsonl").is_file()
 
 
 def test_a_sample_by_length_has_the_mean_of_all() -> None:

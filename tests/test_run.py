@@ -333,7 +333,7 @@ def test_empty_pool(config: dict[str, Any], tmp_path: Path) -> None:
 def test_a_token_shard_is_read_once_a_checkpoint(
     config: dict[str, Any], target_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With two targets and two checkpoints: twice for the warm-up, once a pass, once to score."""
+    """Of two checkpoints: twice for the warm-up, once a pass, once to score, and the lengths for a forecast."""
     second = write_rows(target_file.with_name("words.jsonl"), [row("Which is more?", "größer")])
     read: list[list[str]] = []
     original = ingest_stage.read_table
@@ -345,5 +345,6 @@ def test_a_token_shard_is_read_once_a_checkpoint(
 
     monkeypatch.setattr(ingest_stage, "read_table", counted)
     run(config, target=(str(target_file), str(second)), warmup_checkpoints=(1, 2))
-    assert len(read) == 5
+    assert len(read) == 6
+    assert read[0][0] == "n_tokens"
     assert sum("input_ids" in columns for columns in read) == 3

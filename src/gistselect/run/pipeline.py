@@ -123,10 +123,8 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
     write_queries(plan.targets, config.output)
     with clock("ingest"):
         plan.records.run(reporter, engine)
-        if plan.tokens:
-            plan.tokens.run(reporter, engine)
-        if plan.finetune_tokens:
-            plan.finetune_tokens.run(reporter, engine)
+        for tokens in plan.tokenisings:
+            tokens.run(reporter, engine)
         refuse_unusable(plan.candidates, strict=config.strict)
         refuse_impossible(config, plan.candidates)
         if plan.prefilter:

@@ -61,6 +61,12 @@ class Plan:
         """The rows that every method of the run can use."""
         return self.tokens.rows if self.tokens else self.records.rows
 
+    @property
+    def tokenisings(self) -> tuple[Tokenise, ...]:
+        """The pool as each of its models reads it."""
+        found = (one for one in (self.tokens, self.finetune_tokens) if one is not None)
+        return tuple({one.artifact.key: one for one in found}.values())
+
     def share_read(self, reads: Reads) -> float:
         """Which share of the usable rows a pass of that kind goes through."""
         return self.prefilter.part if self.prefilter and reads in self.features.kept else 1.0

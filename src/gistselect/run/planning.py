@@ -46,7 +46,7 @@ def plan_run(
             _load_libraries(plan)
         with opened(config, None) as (engine, _):
             plan.records.run(reporter, engine)
-            for tokens in dict.fromkeys(one for one in (plan.tokens, plan.finetune_tokens) if one is not None):
+            for tokens in plan.tokenisings:
                 tokens.run(reporter, engine)
             refuse_unusable(plan.candidates, strict=config.strict)
             refuse_impossible(config, plan.candidates)

@@ -73,7 +73,7 @@ def workload(plan: Plan, config: RunConfig) -> list[Work]:
     """
     facts = plan.candidates.facts
     found = [_whole("ingest", "read the pool", "read", plan.records.artifact, facts["n_rows"], "rows")]
-    for tokens in dict.fromkeys(one for one in (plan.tokens, plan.finetune_tokens) if one is not None):
+    for tokens in plan.tokenisings:
         found.append(_whole("ingest", "tokenise", "tokenise", tokens.artifact, facts["n_rows"], "rows"))
     if plan.goes_to("warmup") and isinstance(plan.warmup, WarmUp) and plan.features.reads_gradients:
         found.append(_warm_up(plan.warmup))
