@@ -26,7 +26,7 @@ from gistselect.model.loading import load_model
 from gistselect.run.remember import read_yaml
 from gistselect.terminal import Terminal, printable
 from gistselect.training import checkpoints
-from tiny_runs import row, run, write_rows
+from tiny_runs import contents, row, run, write_rows
 
 CODES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -268,9 +268,20 @@ def test_links_in_a_run_folder_are_replaced_and_never_written_through(config: di
     victim.write_text("mine")
     config["output"].mkdir()
     names = ("selected.jsonl", "selection.parquet", "scores.parquet", "manifest.json", "quarantine.jsonl")
+
+    def link() -> None:
+        for name in names:
+            (config["output"] / name).unlink(missing_ok=True)
+            (config["output"] / name).symlink_to(victim)
+
+    link()
+    with pytest.raises(ConfigError, match="no run has put it there"):
+        run(config)
     for name in names:
-        (config["output"] / name).symlink_to(victim)
-    run(config)
+        (config["output"] / name).unlink(missing_ok=True)
+    made = contents(run(config))
+    link()
+    assert contents(run(config)) == made
     assert victim.read_text() == "mine"
     assert not any((config["output"] / name).is_symlink() for name in names)
 

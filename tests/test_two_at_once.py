@@ -20,7 +20,6 @@ from filelock import FileLock
 
 from gistselect.cli import main
 from gistselect.files import replacing, write_json
-from gistselect.run import store
 from gistselect.run.steady import steady
 from test_disk import STAGES, TRAINED, everything_of
 from tiny_runs import WARMUP, row, run, write_rows
@@ -77,7 +76,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> None:
             raise WaitedError
         return acquire(lock, *args, **options)
 
-    monkeypatch.setattr(store.FileLock, "acquire", asked)
+    monkeypatch.setattr(FileLock, "acquire", asked)
 
 
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
