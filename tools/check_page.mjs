@@ -1,12 +1,13 @@
 // Looks at a report.html in headless Chromium: time to load, axe-core, errors, and screenshots in three settings.
 //   npm install puppeteer-core axe-core
 //   node tools/check_page.mjs runs/demo/report.html pictures      (CHROMIUM=/path/to/chromium if it is elsewhere)
-import { readFileSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const [, , page, pictures] = process.argv;
+if (pictures) mkdirSync(pictures, { recursive: true });
 const require = createRequire(join(process.cwd(), "package.json"));
 const puppeteer = require("puppeteer-core");
 const axe = readFileSync(require.resolve("axe-core"), "utf8");

@@ -90,6 +90,8 @@
       const open = why.hidden;
       if (open && !why.firstChild) why.append(reasons(row));
       why.hidden = !open;
+      // What scrolls must be reached by the keyboard; whether it scrolls is known once it is shown.
+      if (open) for (const text of why.querySelectorAll(".text")) if (text.scrollHeight > text.clientHeight) text.tabIndex = 0;
       button.setAttribute("aria-expanded", String(open));
     });
     return make("li", "", null, button, why);
