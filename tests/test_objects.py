@@ -262,11 +262,23 @@ def test_a_store_of_others_is_not_believed(memory: Bucket, tmp_path: Path) -> No
         _ = other.is_complete
 
 
-def test_a_missing_bucket_and_no_right_to_one(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bucket_is_a_sentence_and_a_probe_leaves_nothing(s3: str) -> None:
     with pytest.raises(ConfigError, match="no such bucket; make it first"):
         Bucket("s3://nobodys/x").reach()
     Bucket(f"{s3}/x").reach()
     assert Bucket(f"{s3}/x").listed("probe", fresh=True) == {}
+
+
+def test_refused_credentials_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def invalidate_cache(self) -> None: ...
+
+        def pipe_file(self, path: str, content: bytes) -> None:
+            raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(objects, "_file_system", lambda url, process: Refusing())
+    with pytest.raises(ConfigError, match=r"refuses to put .*Access Denied.*credentials that may put, list, read"):
+        Bucket("s3://somebodys/x").reach()
 
 
 @pytest.mark.slow
