@@ -17,7 +17,7 @@ from gistselect.run.cleaning import find_removals, remove, size
 from gistselect.run.finished import FinishedRun
 from gistselect.run.lock import LOCK
 from gistselect.run.reasons import SHARED_WORDS, Explainer
-from tiny_runs import RecordingReporter, contents, row, run, write_pool, write_rows, write_target
+from tiny_runs import RecordingReporter, contents, row, run, text_run, write_rows
 
 SMALL = {"inputs.json", "seconds.jsonl", "curve.json"}
 
@@ -40,13 +40,7 @@ def unshared(folder: Path) -> int:
 @pytest.fixture
 def cheap(tmp_path: Path) -> dict[str, Any]:
     """A run that needs no model."""
-    return {
-        "pool": (str(write_pool(tmp_path / "pool.jsonl")),),
-        "target": (str(write_target(tmp_path / "sums.jsonl")),),
-        "representation": ("bm25",),
-        "budget": 10,
-        "output": tmp_path / "run",
-    }
+    return text_run(tmp_path)
 
 
 def test_another_selection_after_cleaning_needs_no_pass(config: dict[str, Any], tmp_path: Path) -> None:

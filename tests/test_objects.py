@@ -23,7 +23,7 @@ from gistselect.run.objects import COMPLETE, Bucket, ShardObject, shards_in
 from gistselect.run.staffing import opened
 from gistselect.run.store import Artifact, Store, read_table, write_table
 from gistselect.run.worker import attempt
-from tiny_runs import RecordingReporter, contents, run, write_pool, write_target
+from tiny_runs import RecordingReporter, contents, run, text_run
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +60,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def cheap(tmp_path: Path) -> dict[str, Any]:
     """A run that needs no model."""
-    return {
-        "pool": (str(write_pool(tmp_path / "pool.jsonl")),),
-        "target": (str(write_target(tmp_path / "sums.jsonl")),),
-        "representation": ("bm25",),
-        "budget": 10,
-        "stability_draws": 0,
-        "output": tmp_path / "run",
-    }
+    return {**text_run(tmp_path), "stability_draws": 0}
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -68,6 +68,17 @@ def write_target(path: Path) -> Path:
     return write_rows(path, [*rows, row("Which is more?", "大きい", group="c")])
 
 
+def text_run(folder: Path) -> dict[str, Any]:
+    """Options of a run in this folder that needs no model."""
+    return {
+        "pool": (str(write_pool(folder / "pool.jsonl")),),
+        "target": (str(write_target(folder / "sums.jsonl")),),
+        "representation": ("bm25",),
+        "budget": 10,
+        "output": folder / "run",
+    }
+
+
 def run(values: dict[str, Any], reporter: Reporter | None = None, **changes: Any) -> Path:
     """Execute a run with these options; its folder."""
     config = RunConfig.from_values({**values, **changes})

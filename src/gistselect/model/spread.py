@@ -51,14 +51,14 @@ def layer_places(skeleton: Any, cards: Sequence[torch.device], dtype: torch.dtyp
 
     free = {card: int(WEIGHTS_SHARE * torch.cuda.mem_get_info(card)[0]) for card in cards}
     whole = list(getattr(skeleton, "_no_split_modules", None) or [])
-    most = {str(card): room for card, room in free.items()}
-    numbered: dict[int | str, int | str] = dict(enumerate(most.values()))
+    numbered: dict[int | str, int | str] = dict(enumerate(free.values()))
     balanced: Any = get_balanced_memory(skeleton, numbered, no_split_module_classes=whole, dtype=dtype)
     places: Any = infer_auto_device_map(skeleton, balanced, no_split_module_classes=whole, dtype=dtype)
     if left := [name for name, card in places.items() if not isinstance(card, int)]:
         needed = sum(one.numel() for one in skeleton.parameters()) * dtype.itemsize
+        where = ", ".join(map(str, cards))
         raise ModelError(
-            f"{path!r} takes {needed / 1e9:.1f} GB, and {WEIGHTS_SHARE:.0%} of what is free on {', '.join(most)} is "
+            f"{path!r} takes {needed / 1e9:.1f} GB, and {WEIGHTS_SHARE:.0%} of what is free on {where} is "
             f"{sum(free.values()) / 1e9:.1f} GB ({left[0]!r} would not fit); use more --cards or a narrower --dtype."
         )
     return {name: str(cards[card]) for name, card in places.items()}

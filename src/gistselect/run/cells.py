@@ -61,8 +61,7 @@ class Preparation:
 
     def load(self) -> Prepared:
         """What `save` kept."""
-        facts = self.artifact.facts
-        return Prepared(arrays=_load_arrays(self.artifact), facts=facts, folder=self.artifact / FOLDER)
+        return Prepared(arrays=_load_arrays(self.artifact), facts=self.artifact.facts, folder=self.artifact / FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +96,7 @@ def _save_arrays(result: Prepared, folder: Path) -> None:
 
 def _load_arrays(artifact: Artifact) -> dict[str, NDArray[Any]]:
     path = artifact / FOLDER / ARRAYS
+    artifact.bring()
     verify(artifact / FOLDER)
     try:
         return load_file(path)
@@ -119,6 +119,11 @@ class Cell:
     features: Artifact
     measured: Artifact | None
     """Loss and gradient norm of every row, shared by all cells of one checkpoint."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is made, with what is measured beside it."""
+        return self.features.is_complete and (self.measured is None or self.measured.is_complete)
 
 
 @dataclass(frozen=True, kw_only=True)

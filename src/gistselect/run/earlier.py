@@ -87,6 +87,18 @@ def renumbered(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.set_column(table.column_names.index("row"), "row", pa.array(rows))
 
 
+def of_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """What a table says of these pool rows (n,)."""
+    return table.filter(pa.array(np.isin(table["row"].to_numpy(), rows)))
+
+
+def together(made: pa.Table, known: pa.Table | None) -> pa.Table:
+    """What was computed and what was known, in the order of the rows."""
+    if known is None or not known.num_rows:
+        return made
+    return pa.concat_tables([made, known.cast(made.schema)]).sort_by("row").combine_chunks()
+
+
 def share_known(
     known: Mapping[str, Sequence[Stretch]], outputs: Sequence[Artifact], n_pool: int, shard_rows: int
 ) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ class Features:
     def run(self, reporter: Reporter, engine: Engine, sources: Sources) -> None:
         """Compute what is missing, source by source."""
         pending = [fit for fit in self.fits if not fit.artifact.is_complete]
-        cells = [cell for cell in self.cells if not cell.features.is_complete or not _measured(cell)]
+        cells = [cell for cell in self.cells if not cell.is_complete]
         for (reads, checkpoint), fits, here in _by_source(pending, cells):
             source = self.source(reads, checkpoint)
             self._from_queries(source, fits, reporter, engine, sources)
@@ -155,10 +155,6 @@ class Features:
 def _preparations(fits: Sequence[Fit]) -> list[Preparation]:
     needed = (fit.preparation for fit in fits if fit.preparation is not None)
     return list({one.artifact.key: one for one in needed}.values())
-
-
-def _measured(cell: Cell) -> bool:
-    return cell.measured is None or cell.measured.is_complete
 
 
 def pass_name(reads: str, checkpoint: Checkpoint | None, cells: Sequence[Cell]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from gistselect.errors import ModelError
 from gistselect.run.config import RunConfig
 from gistselect.run.plan import Plan
-from gistselect.run.workload import groups, workload
+from gistselect.run.workload import Work, groups
 from gistselect.selection.budget import parse_budget, rows_for_budget
 
 SHOWN_FOUND, SHOWN_REASONS = 6, 5
@@ -18,7 +19,7 @@ FLOP_PER_TOKEN = 4
 """Times the parameters: 2 forward and 2 for the gradients of the activations (weights are frozen)."""
 
 
-def forecast(plan: Plan, config: RunConfig) -> str:
+def forecast(plan: Plan, config: RunConfig, works: Sequence[Work]) -> str:
     """Counts and costs in a few lines. Raises `ConfigError` if the budget is over the pool."""
     facts = plan.candidates.facts
     n_rows = rows_for_budget(config.budget, facts, facts["n_usable"])
@@ -41,7 +42,7 @@ def forecast(plan: Plan, config: RunConfig) -> str:
         f"Targets: {names}; {n_queries:,} queries{_cut_queries(plan)}. To select: {_to_select(config, n_rows)}.",
         f"Methods: {', '.join(method.representation.title for method in plan.methods)}.",
         *_prefilter(plan),
-        f"Forecast: {_work(plan, config)}.",
+        f"Forecast: {_work(plan, config, works)}.",
     ]
     return "\n".join(lines)
 
@@ -78,9 +79,8 @@ def _cut_queries(plan: Plan) -> str:
     return f" ({', '.join(notes)})" if notes else ""
 
 
-def _work(plan: Plan, config: RunConfig) -> str:
+def _work(plan: Plan, config: RunConfig, works: Sequence[Work]) -> str:
     """What is computed: passes, FLOP, bytes; and how much of it is there already."""
-    works = workload(plan, config)
     n_passes = sum(group.reads != "text" and bool(group.pending) for group in groups(plan))
     parts = []
     if n_passes and plan.goes_to("features"):

@@ -10,7 +10,7 @@ from gistselect.run.config import RunConfig
 from gistselect.run.plan import Plan
 from gistselect.run.progress import duration
 from gistselect.run.rates import Rate, Spent, load_rates
-from gistselect.run.workload import Work, workload
+from gistselect.run.workload import Work
 
 START = "start"
 """Rate of what every command begins with: libraries are loaded, files and models are identified."""
@@ -88,12 +88,12 @@ def _described(spent: Spent | None) -> dict[str, float | None]:
     return {"seconds": round(spent.wall, 2), "cpu_seconds": round(spent.cpu, 2)}
 
 
-def time_line(plan: Plan, config: RunConfig) -> str | None:
+def time_line(plan: Plan, config: RunConfig, works: Sequence[Work]) -> str | None:
     """The forecast in a line, at the rates that `gistselect plan` measured in this run folder; None without any."""
     rates = load_rates(plan.records.artifact.folder.parent)
     if not rates:
         return None
-    forecast = forecast_of(workload(plan, config), rates, speed_up(config))
+    forecast = forecast_of(works, rates, speed_up(config))
     stages = [f"{name} {duration(one['seconds'])}" for name, one in forecast["stages"].items() if one["seconds"] >= 1]
     unknown = f", without {', '.join(dict.fromkeys(forecast['unknown']))}" if forecast["unknown"] else ""
     total = duration(forecast["total"]["seconds"])

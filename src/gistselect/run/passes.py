@@ -21,7 +21,7 @@ from gistselect.errors import ArtifactMismatchError
 from gistselect.representations.interface import Features, GradientSource, HiddenSource, Reads, TextCollector
 from gistselect.run import ingest
 from gistselect.run.cells import Cell
-from gistselect.run.earlier import Stretch, taken
+from gistselect.run.earlier import Stretch, of_rows, taken, together
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.jobs import Job
 from gistselect.run.sources import Sources, SourceSpec
@@ -175,7 +175,7 @@ def _write(
     else:
         made = [known[artifact.key].slice(0, 0) for artifact in outputs]
     for artifact, table in zip(outputs, made, strict=True):
-        write_table(artifact.shard(shard), _together(table, known.get(artifact.key)))
+        write_table(artifact.shard(shard), together(table, known.get(artifact.key)))
     return own
 
 
@@ -198,17 +198,7 @@ def _known(
         is_known &= mask
         if table is not None:
             tables[artifact.key] = table
-    common = rows[is_known]
-    return is_known, {
-        key: table.filter(pa.array(np.isin(table["row"].to_numpy(), common))) for key, table in tables.items()
-    }
-
-
-def _together(made: pa.Table, known: pa.Table | None) -> pa.Table:
-    """What was computed and what was known, in the order of the rows."""
-    if known is None or not known.num_rows:
-        return made
-    return pa.concat_tables([made, known.cast(made.schema)]).sort_by("row").combine_chunks()
+    return is_known, {key: of_rows(table, rows[is_known]) for key, table in tables.items()}
 
 
 @contextmanager

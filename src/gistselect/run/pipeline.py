@@ -39,6 +39,7 @@ from gistselect.run.results import (
 from gistselect.run.sources import Sources
 from gistselect.run.staffing import opened
 from gistselect.run.warmup import WarmUp
+from gistselect.run.workload import workload
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
@@ -131,9 +132,10 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
             plan.prefilter.refuse_small()
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
-    if (line := time_line(plan, config)) is not None:
+    works = workload(plan, config)
+    if (line := time_line(plan, config, works)) is not None:
         reporter.say(line)
-    reporter.say(forecast(plan, config))
+    reporter.say(forecast(plan, config, works))
     if plan.goes_to("features") and plan.prefilter:
         with clock("prefilter"):
             plan.prefilter.run(reporter, engine, sources)

@@ -121,7 +121,7 @@ class Sources:
             model = load_model(spec.model)
         if spec.adapter is not None:
             if spec.warmup is not None:
-                _ = spec.warmup.facts  # which has its files come here from an object store
+                spec.warmup.bring()
             verify(spec.adapter)
             model = load_adapter(model, spec.adapter)
         if spec.reads == "hidden":

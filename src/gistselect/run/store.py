@@ -89,6 +89,11 @@ class Artifact:
         """Whether it is made; from an object store its files but for the shards are here then."""
         return settle(self.bucket, self.folder, self.key) if self.bucket else (self / COMPLETE).is_file()
 
+    def bring(self) -> None:
+        """Have its files but for the shards here, which another machine may have made and left in the object store."""
+        if self.bucket and not (self / COMPLETE).is_file():
+            settle(self.bucket, self.folder, self.key)
+
     def begin(self) -> None:
         """Make the folder and say in it what it is for.
 
@@ -117,8 +122,7 @@ class Artifact:
     @property
     def facts(self) -> dict[str, Any]:
         """Raises `ArtifactMismatchError` if the file is missing, damaged or of another artifact."""
-        if self.bucket and not (self / COMPLETE).is_file():
-            settle(self.bucket, self.folder, self.key)
+        self.bring()
         stored = read_json(self / COMPLETE)
         known = [stored[name] for name in ("facts", "files") if name in stored] if isinstance(stored, dict) else []
         if not known or stored.get("checksum") != digest([self.key, *known]):

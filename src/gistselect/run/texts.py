@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gistselect.data.overlap import HASHES, Passages, Signatures, hashed_blocks, repeats, text_digest
 from gistselect.run import ingest
-from gistselect.run.earlier import Stretch, stretches, taken
+from gistselect.run.earlier import Stretch, of_rows, stretches, taken, together
 from gistselect.run.ingest import RecordRows
 from gistselect.run.jobs import Job
 from gistselect.run.store import Artifact, Store, read_table, write_table
@@ -116,10 +116,9 @@ class TextPass(Job):
         rows = pa.array(numbers[~is_known])
 
         def write(artifact: Artifact, table: pa.Table) -> None:
-            if (before := earlier[artifact.key][1]) is not None:
-                before = before.filter(pa.array(np.isin(before["row"].to_numpy(), numbers[is_known])))
-                table = pa.concat_tables([table, before.cast(table.schema)]).sort_by("row").combine_chunks()
-            write_table(artifact.shard(index), table)
+            before = earlier[artifact.key][1]
+            known = None if before is None else of_rows(before, numbers[is_known])
+            write_table(artifact.shard(index), together(table, known))
 
         if digests:
             write(digests, pa.table({"row": rows, "digest": pa.array(map(text_digest, records), type=_DIGEST)}))

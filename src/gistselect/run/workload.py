@@ -140,12 +140,7 @@ class Group:
     @property
     def pending(self) -> tuple[Cell, ...]:
         """Cells that are not done."""
-        return tuple(cell for cell in self.cells if not is_done(cell))
-
-
-def is_done(cell: Cell) -> bool:
-    """Whether a cell and what is measured with it are complete."""
-    return cell.features.is_complete and (cell.measured is None or cell.measured.is_complete)
+        return tuple(cell for cell in self.cells if not cell.is_complete)
 
 
 def groups(plan: Plan) -> list[Group]:
