@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gistselect.bench.shapes import SHAPES
+from gistselect.errors import ConfigError
+from gistselect.model.sketch_size import SketchBudget, parse_sketch, sketch_bytes, sketch_numbers
 
 _QWEN = {"model_type": "qwen2", "vocab_size": 152064, "num_key_value_heads": 8, "tie_word_embeddings": False}
 MORE: dict[str, dict[str, Any]] = {
@@ -49,6 +52,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 BATCH, RANKS, SUBSPACE = 32768, (16, 128), 64
+WIDTH, SKETCHES = 32, ("1GB", "4GB", "16GB", "1%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,23 @@ class Sizes:
     parameters: int
     embeddings: int
     """Of these, in tables of words: never quantized."""
-    adapter: int
-    """Parameters of an adapter of rank 1 on q, k, v, o."""
+    adapted: tuple[tuple[int, int], ...]
+    """Outputs and inputs of q, k, v, o of every layer."""
     layers: int
     hidden: int
     heads: int
     """Width of all query heads, and of key and value heads."""
     inner: int
     vocabulary: int
+
+    @property
+    def adapter(self) -> int:
+        """Parameters of an adapter of rank 1."""
+        return sum(out + inner for out, inner in self.adapted)
+
+    def matrices(self, rank: int) -> list[tuple[int, int]]:
+        """Shapes of an adapter's factors."""
+        return [shape for out, inner in self.adapted for shape in ((rank, inner), (out, rank))]
 
     def weights(self, n_bytes: float) -> float:
         """Bytes of the frozen model; in 4 bits there are 0.5 for a weight and a float32 for every 64."""
@@ -110,7 +123,7 @@ def sizes(shape: str) -> Sizes:
     return Sizes(
         parameters=model.num_parameters(),
         embeddings=sum(words.values()),
-        adapter=sum(one.in_features + one.out_features for one in adapted),
+        adapted=tuple((one.out_features, one.in_features) for one in adapted),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=heads,
@@ -119,10 +132,15 @@ def sizes(shape: str) -> Sizes:
     )
 
 
+@cache
+def _known() -> dict[str, Sizes]:
+    shapes = ["qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-3b", "llama-3.1-8b", *MORE]
+    return {shape: sizes(shape) for shape in shapes}
+
+
 def print_formulas() -> None:
     """The tables of docs/memory.md."""
-    shapes = ["qwen2.5-0.5b", "qwen2.5-1.5b", "llama-3.2-3b", "llama-3.1-8b", *MORE]
-    known = {shape: sizes(shape) for shape in shapes}
+    known = _known()
     print("| model | parameters | bfloat16 | 8 bits | 4 bits | 32,768 tokens | the same, checkpointed |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for shape, one in known.items():
@@ -137,6 +155,32 @@ def print_formulas() -> None:
             row = [one.basis(rank, SUBSPACE, 2), one.training(rank), one.full_training()]
             told = [f"{value / 1e9:.1f} GB" for value in row]
             print(f"| {shape} | {rank} | {one.adapter * rank / 1e6:.1f} | {told[0]} | {told[1]} | {told[2]} |")
+    print()
+    print_sketches()
+
+
+def print_sketches() -> None:
+    """The table of widths."""
+    budgets = [(text, parse_sketch(text)) for text in SKETCHES]
+    print(
+        "| model | rank | " + " | ".join(f"{WIDTH} wide: {what}" for what in ("numbers of a row", "of p", "device")),
+        end="",
+    )
+    print(" | " + " | ".join(SKETCHES) + " |")
+    print("|---|---:|---:|---:|---:|" + "---:|" * len(budgets))
+    for shape, one in _known().items():
+        for rank in RANKS:
+            matrices = one.matrices(rank)
+            numbers, n_bytes = int(sketch_numbers(matrices, WIDTH)), int(sketch_bytes(matrices, WIDTH))
+            told = f"{numbers:,} | {numbers / (one.adapter * rank):.2%} | {n_bytes / 1e9:.2f} GB"
+            widths = []
+            for _, budget in budgets:
+                assert isinstance(budget, SketchBudget)
+                try:
+                    widths.append(str(budget.width(matrices)))
+                except ConfigError:
+                    widths.append("—")
+            print(f"| {shape} | {rank} | {told} | " + " | ".join(widths) + " |")
 
 
 def measure(shape: str, arguments: argparse.Namespace) -> dict[str, float]:

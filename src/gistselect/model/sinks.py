@@ -20,6 +20,7 @@ from gistselect.linalg.products import product
 from gistselect.model.basis import Basis
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.factors import Factors, ParameterBlock
+from gistselect.model.sketch_size import sketch_numbers
 from gistselect.streams import Stream, generator
 
 CONVERT_ELEMENTS = 1 << 24
@@ -256,7 +257,7 @@ class SketchSink(Collector):
         self.blocks, self.dtype = range(len(blocks)), site.dtype
         if self._of != blocks:
             self._of, self._sides = blocks, [self._pair(index, block, site) for index, block in enumerate(blocks)]
-        widths = [min(out, dimension) * min(inner, dimension) for _, (out, inner) in blocks]
+        widths = [int(sketch_numbers([block.shape], dimension)) for block in blocks]
         self.offsets = np.cumsum([0, *widths])
         self.values = torch.zeros(n, self.offsets[-1], dtype=site.dtype, device=site.device)
 

@@ -7,15 +7,15 @@ parameters and rank r. Use it where a warm-up is affordable and the target moves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gistselect.errors import DataError
 from gistselect.groups import METHOD
@@ -23,6 +23,7 @@ from gistselect.linalg.bootstrap import Mixture, cosine_of_means
 from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
+from gistselect.model.sketch_size import Shapes, SketchBudget, parse_sketch
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Features,
@@ -38,9 +39,6 @@ from gistselect.representations.interface import (
 )
 from gistselect.types import Example
 
-if TYPE_CHECKING:
-    pass
-
 BASIS = "basis"
 """Folder of the basis within a fit."""
 
@@ -54,13 +52,22 @@ class GistOptions(BaseModel):
     """Subspace rank (a whole number) or the share of query-gradient variance to keep (0 to 1]."""
     rtol: Annotated[float, Parameter(group=METHOD)] = Field(default=1e-3, gt=0, lt=1)
     """Directions with a singular value below this share of the largest are rounding noise and dropped."""
-    sketch: Annotated[int | None, Parameter(group=METHOD)] = Field(default=None, ge=1)
-    """For adapters whose basis does not fit in memory: project each side of every gradient matrix to this width.
-    The agreement with the exact score is measured on a sample and reported."""
+    sketch: Annotated[int | str | None, Parameter(group=METHOD)] = None
+    """For adapters whose basis does not fit in memory: project each side of every gradient matrix to this width; to
+    the widest for which the sketches of 1,024 rows and their projections, in float32, take so much of a device (2GB);
+    or that keeps so many numbers of a row, as a share of the adapter's (5%). The agreement with the exact score is
+    measured on a sample and reported."""
     keep_sketch: Annotated[bool, Parameter(group=METHOD)] = False
     """Store the pool's sketches, so that a target added later needs no pass over the pool."""
     energy_weighting: Annotated[bool, Parameter(group=METHOD)] = False
     """Weight scores by the square root of the captured energy: the cosine with the full gradient norm."""
+
+    @field_validator("sketch", mode="before")
+    @classmethod
+    def _sketch(cls, value: Any) -> int | str | None:
+        """A width as a number, a budget as it was written."""
+        parsed = value if value is None else parse_sketch(value)
+        return parsed.text if isinstance(parsed, SketchBudget) else parsed
 
     @model_validator(mode="after")
     def _possible(self) -> GistOptions:
@@ -108,8 +115,17 @@ class Gist(GistOptions, Representation):
 
     @cached_property
     def sketch_config(self) -> SketchConfig | None:
-        """How gradients are sketched; None for exact ones."""
-        return None if self.sketch is None else SketchConfig(dimension=self.sketch, seed=self.seed)
+        """How gradients are sketched; None for exact ones. The width must be known, see `on_adapters`."""
+        if self.sketch is None:
+            return None
+        assert isinstance(self.sketch, int)
+        return SketchConfig(dimension=self.sketch, seed=self.seed)
+
+    def on_adapters(self, shapes: Callable[[], Sequence[Shapes]]) -> Self:
+        """A budget becomes the width that keeps within it at every checkpoint; see `SketchBudget.width`."""
+        if self.sketch is None or not isinstance(budget := parse_sketch(self.sketch), SketchBudget):
+            return self
+        return self.model_copy(update={"sketch": min(map(budget.width, shapes()))})
 
     def width(self, n_queries: int) -> int | None:
         """The rank is at most the number of queries; a kept sketch follows the shapes of the adapter."""

@@ -8,10 +8,10 @@ process can be told what to do; its fields are its options.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from gistselect.types import Example, Record
 if TYPE_CHECKING:
     from gistselect.model.forward import Forward
     from gistselect.model.gradients import GradientEngine
+    from gistselect.model.sketch_size import Shapes
 
 FloatArray = NDArray[np.float64]
 Reads = Literal["text", "hidden", "gradient"]
@@ -201,6 +202,13 @@ class Representation(BaseModel, ABC):
     def is_approximate(self) -> bool:
         """Whether `reference` gives better scores than `score`."""
         return False
+
+    def on_adapters(self, shapes: Callable[[], Sequence[Shapes]]) -> Self:
+        """Itself with everything filled in that follows from the adapters' matrices, before any key is made.
+
+        `shapes` finds those of each checkpoint. Raises `ConfigError` for an option that they do not allow.
+        """
+        return self
 
     @property
     def fit_inputs(self) -> dict[str, Any]:

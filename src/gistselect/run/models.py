@@ -17,6 +17,8 @@ from gistselect.run.targets import Encoder
 
 if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
+    from gistselect.model.sketch_size import Shapes
+    from gistselect.run.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +81,17 @@ class RunModel:
             max_length=self.encoder.max_length,
             artifact=artifact,
         )
+
+
+def adapters_of(config: RunConfig, live: LanguageModel | None) -> list[Shapes]:
+    """Shapes of the adapter's matrices at each checkpoint, from files of the model and the adapters but no weight.
+
+    Raises `ModelError` if one is missing or damaged.
+    """
+    from gistselect.model.adapter_shapes import shapes_live, shapes_planned, shapes_stored
+
+    if live is not None:
+        return [shapes_live(live)]
+    if folders := config.adapter_folders:
+        return [shapes_stored(folder) for folder in folders]
+    return [shapes_planned(config.source, config.warmup.adapter)]

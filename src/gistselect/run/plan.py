@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.contamination import Judged, Overlaps, judged_by
 from gistselect.run.features import Features
 from gistselect.run.methods import Inputs, Method, arm_names, make_method, make_prefilter
-from gistselect.run.models import RunModel
+from gistselect.run.models import RunModel, adapters_of
 from gistselect.run.prefilter import Prefilter
 from gistselect.run.reading import ReadPool, Tokenise
 from gistselect.run.store import Store
@@ -110,8 +110,8 @@ class _Planner:
         if self.store.bucket is not None:
             self.store.bucket.reach()
         self.trains = last in ("train", "evaluate")
-        self.representations = {**config.representations, **(config.rivals if self.trains else {})}
-        reads = {one.reads for one in self.representations.values()}
+        asked = {**config.representations, **(config.rivals if self.trains else {})}
+        reads = {one.reads for one in asked.values()}
         self.needs_checkpoints = "gradient" in reads
         counts_tokens = parse_budget(config.budget).unit != "rows"
         if counts_tokens and config.model is None:
@@ -121,6 +121,8 @@ class _Planner:
         self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)
         self.scorer = self._model(config.source) if scores_with_model or trains_itself else None
         self.trained = self._model(config.finetuned) if self.trains and not trains_itself else self.scorer
+        shapes = cache(lambda: adapters_of(config, live))
+        self.representations = {name: one.on_adapters(shapes) for name, one in asked.items()}
 
     def varied(self, config: RunConfig) -> _Planner:
         """The planner of a configuration that differs in what depends on no part made so far."""
