@@ -38,25 +38,6 @@ def memory(tmp_path: Path) -> Iterator[Bucket]:
     fsspec.filesystem("memory").store.clear()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A server that speaks S3 on this machine, with a bucket named `pool`."""
-    server_of = pytest.importorskip("moto.server", reason="moto is not installed")
-    pytest.importorskip("s3fs")
-    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "unheard-of-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("NO_PROXY", host)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("pool")
-        yield "s3://pool"
-    server.stop()
-
-
 @pytest.fixture
 def cheap(tmp_path: Path) -> dict[str, Any]:
     """A run that needs no model."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,11 +33,14 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes with one core each."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Two nodes with one core each; where a server of S3 can be had, they know how to reach it."""
     from ray.cluster_utils import Cluster
 
     import gistselect
+
+    if find_spec("moto") and find_spec("s3fs"):
+        request.getfixturevalue("s3")
 
     paths = [str(Path(gistselect.__file__).parents[1]), str(Path(__file__).parent)]
     with pytest.MonkeyPatch.context() as patch:
@@ -78,10 +84,54 @@ def test_a_failed_actor_is_replaced(
     assert reporter.last["pass"].done == 50
 
 
+def test_the_folder_of_an_actor_goes_with_it(tmp_path: Path) -> None:
+    """Its process is killed, so that nothing of its own can clear up."""
+    said = (
+        "from gistselect.run.cluster import _fleeting; folder, alive = _fleeting(); print(folder, flush=True); input()"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", said], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as actor:
+        assert actor.stdout is not None
+        folder = Path(actor.stdout.readline().strip())
+        (folder / "runs").mkdir()
+        (folder / "runs" / "basis").write_bytes(b"gigabytes")
+        assert folder.parent == tmp_path
+        actor.kill()
+    until = time.monotonic() + 10
+    while folder.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-def test_a_whole_run_is_the_same_to_the_byte(cluster: Any, config: dict[str, Any], tmp_path: Path) -> None:
-    alone = run(config, output=tmp_path / "alone")
-    assert contents(run(config, engine="ray", output=tmp_path / "ray")) == contents(alone)
+def test_a_whole_run_is_the_same_to_the_byte(
+    cluster: Any,
+    config: dict[str, Any],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a folder that both nodes share, and with an object store and no folder that they have."""
+    from gistselect.run import cluster as nodes
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    alone = run(config, output=Path("alone"))
+    assert contents(run(config, engine="ray", output=Path("ray"))) == contents(alone)
+    url = request.getfixturevalue("s3")
+    temporary = Path(tempfile.gettempdir())
+    before = set(temporary.glob(f"{nodes.FLEETING}*"))
+    monkeypatch.setattr(nodes, "os", SimpleNamespace(getcwd=lambda: str(tmp_path / "on no node")))
+    apart = run(config, engine="ray", output=Path("apart"), shards=f"{url}/ray")
+    assert contents(apart) == contents(alone)
+    assert not list(apart.glob("artifacts/*/shard-*"))
+    until = time.monotonic() + 20
+    while left := set(temporary.glob(f"{nodes.FLEETING}*")) - before:
+        assert time.monotonic() < until, f"actors left {left}"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from gistselect.errors import ConfigError, MissingDependencyError
@@ -22,6 +23,9 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at which nodes there are."""
 RETRIES = 2
 """Times that Ray itself repeats what an actor was at when its process died, on the actor that it starts again."""
+
+FLEETING = "gistselect-node-"
+"""How the name begins of the folder of an actor whose node lacks that of the command."""
 
 
 class RayCrew:
@@ -178,9 +182,10 @@ class _Worker:
         from gistselect.run.sources import Sources
 
         ingest.SHARD_ROWS = shard_rows  # a shard is the same everywhere
-        self._own = TemporaryDirectory(prefix="gistselect-") if apart and not os.path.isdir(folder) else None
-        self._folder = self._own.name if self._own else folder
-        self._sources = Sources()
+        self._alive: Any = None
+        if apart and not os.path.isdir(folder):
+            folder, self._alive = _fleeting()
+        self._folder, self._sources = folder, Sources()
 
     def node(self) -> str:
         """The node that it is on."""
@@ -200,3 +205,13 @@ class _Worker:
             return ("wrong", ConfigError, text)
         self._sources.share = share
         return attempt(job, index, self._sources, lambda: None)
+
+
+def _fleeting() -> tuple[str, Any]:
+    """A folder that is gone once this process is, also if it is killed, as actors are; and what to hold for so long."""
+    folder = tempfile.mkdtemp(prefix=FLEETING)
+    # Ray kills the children of an actor with it, but not theirs.
+    wait = 'exec 3<&0; (read line <&3; cd /; rm -rf -- "$1") >/dev/null 2>&1 &'
+    waiting = subprocess.Popen(["sh", "-c", wait, "sh", folder], stdin=subprocess.PIPE, start_new_session=True)
+    waiting.wait()
+    return folder, waiting
