@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -13,12 +14,19 @@ from typing import Any
 import fsspec
 import pytest
 
-from gistselect.errors import ArtifactMismatchError, ConfigError, MissingDependencyError, UnreachableError
+from gistselect.errors import (
+    ArtifactMismatchError,
+    ConfigError,
+    DamagedShardError,
+    MissingDependencyError,
+    UnreachableError,
+)
 from gistselect.files import read_json
 from gistselect.run import ingest as ingest_stage
 from gistselect.run import objects
 from gistselect.run.cleaning import find_removals, remove
 from gistselect.run.config import RunConfig
+from gistselect.run.engine import Inline
 from gistselect.run.objects import COMPLETE, Bucket, ShardObject, shards_in
 from gistselect.run.staffing import opened
 from gistselect.run.store import Artifact, Store, read_table, write_table
@@ -118,14 +126,58 @@ def test_a_damaged_object_is_found_and_made_anew(
     else:
         store.pipe(place, {"swapped": store.cat(other), "truncated": store.cat(place)[:-9]}[harm])
     forget()
-    with pytest.raises(ArtifactMismatchError, match=r"shard-00003\.parquet is missing or damaged.*same command again"):
-        run(cheap, shards=memory.url)
-    assert not features.is_complete
     written: list[int] = []
     write = ShardObject.write
     monkeypatch.setattr(ShardObject, "write", lambda self, content: (written.append(self.index), write(self, content)))
-    run(cheap, shards=memory.url)
+    reporter = RecordingReporter()
+    run(cheap, reporter, shards=memory.url)
     assert written == [3], "one shard is made, the others are found"
+    assert results(output) == results(run(cheap, output=tmp_path / "alone"))
+    (said,) = (line for line in reporter.said if "or damaged:" in line)
+    assert "shard-00003.parquet is missing or damaged" in said
+    assert "That is done now" in said
+
+
+def test_damage_that_comes_back_is_refused(
+    cheap: dict[str, Any], memory: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that returns other bytes than it was given is not asked for ever."""
+    output = run(cheap, shards=memory.url, until="features")
+    folder = the(output, "features", memory).folder.name
+    get = Bucket.get
+    monkeypatch.setattr(
+        Bucket,
+        "get",
+        lambda self, name, shard: get(self, name, shard)[:-1] if name == folder else get(self, name, shard),
+    )
+    forget()
+    with pytest.raises(ArtifactMismatchError, match=r"shard-00000\.parquet .*damaged again: use another --shards"):
+        run(cheap, shards=memory.url)
+
+
+def test_damage_that_a_worker_finds_is_mended(
+    cheap: dict[str, Any], memory: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the shard away, which the command learns from its words alone: what it has listed before is old."""
+    output = run(cheap, shards=memory.url, until="ingest")
+    records = the(output, "records", memory)
+    files, place = fsspec.filesystem("memory"), object_of(records, 2)
+    memory.has(records.folder.name, COMPLETE)
+    taken: list[str] = []
+    real = Inline.run
+
+    def elsewhere(self: Any, job: Any, name: str, reporter: Any) -> None:
+        if name.startswith("pool") and not taken:
+            taken.append(name)
+            files.rm(place)
+            files.rm(f"{memory.url}/{records.folder.name}/{COMPLETE}")
+            raise DamagedShardError("a shard is damaged")
+        real(self, job, name, reporter)
+
+    monkeypatch.setattr(Inline, "run", elsewhere)
+    run(cheap, shards=memory.url)
+    assert taken
+    assert object_of(records, 2) == place
     assert results(output) == results(run(cheap, output=tmp_path / "alone"))
 
 
@@ -212,6 +264,8 @@ def test_what_cannot_work_is_said(cheap: dict[str, Any], tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="by this process alone"), opened(config, None):
         pass
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    fsspec_registry = importlib.import_module("fsspec.registry")
+    monkeypatch.delitem(fsspec_registry._registry, "s3", raising=False)  # pyright: ignore[reportPrivateUsage]
     objects._file_system.cache_clear()  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(MissingDependencyError, match=r"pip install 'gistselect\[s3\]'"):
         Bucket("s3://nowhere/x").reach()
@@ -306,8 +360,6 @@ def test_a_machine_without_the_run_folder_does_its_part(
     config: dict[str, Any], s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another folder under the same relative names: tokens, adapter and basis come from the store, shards go there."""
-    from gistselect.run.engine import Inline
-
     there = tmp_path / "elsewhere"
     there.mkdir()
     here = tmp_path / "here"

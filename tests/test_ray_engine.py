@@ -139,12 +139,14 @@ def test_a_node_leaves_and_another_joins(
     cluster: Any, engine: Scheduled, tmp_path: Path, pool_file: Path, expected: list[bytes]
 ) -> None:
     """The node goes while its actor is at a shard; what that was at is done by those who remain."""
+    from gistselect.run.cluster import RayCrew
+
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     cluster.wait_for_nodes()
     job, _ = text_pass(tmp_path / "ray", pool_file, how="hangs", row=27)
     reporter = RecordingReporter()
 
-    class Meddling(type(engine._crew)):  # pyright: ignore[reportPrivateUsage, reportGeneralTypeIssues]
+    class Meddling(RayCrew):
         """Takes the node of the actor that hangs away, once it does, and adds another."""
 
         meddled = False

@@ -21,6 +21,10 @@ class ArtifactMismatchError(GistSelectError):
     """Stored results that do not belong together, or that are damaged."""
 
 
+class DamagedShardError(ArtifactMismatchError):
+    """A shard of an object store that was damaged and has been taken away, so that it counts as missing from now on."""
+
+
 class UnreachableError(GistSelectError):
     """A service on the network that failed to answer as it should; another attempt may find it well."""
 

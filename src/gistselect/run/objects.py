@@ -23,6 +23,7 @@ from typing import Any
 from gistselect.errors import (
     ArtifactMismatchError,
     ConfigError,
+    DamagedShardError,
     GistSelectError,
     MissingDependencyError,
     UnreachableError,
@@ -199,7 +200,7 @@ class ShardObject:
     def read(self, wanted: str | None) -> bytes:
         """Its bytes, which have the SHA-256 `wanted` if one is known.
 
-        Raises `ArtifactMismatchError` if it is missing or damaged; it is taken away then, so that it is made anew.
+        Raises `DamagedShardError` if it is missing or damaged; it is taken away then, so that it is made anew.
         """
         folder = self.folder.name
         for fresh in (False, True):
@@ -210,9 +211,9 @@ class ShardObject:
         damaged = [name for name in self.bucket.listed(folder) if name.startswith(f"shard-{self.index:05d}-")]
         self.bucket.remove(folder, [COMPLETE, *damaged])
         (self.folder / COMPLETE).unlink(missing_ok=True)
-        raise ArtifactMismatchError(
+        raise DamagedShardError(
             f"{self.bucket.url}/{folder}: {self.name} is missing or damaged: it is not what was written. It was taken "
-            "away; give the same command again, which makes it anew and nothing else."
+            "away, so that the command that made it makes it anew, and nothing else."
         )
 
 
@@ -321,6 +322,12 @@ def _file_system(url: str, process: int) -> Any:
 def _seen(url: str) -> Seen:
     """Listings of this process by artifact: when, and what."""
     return {}
+
+
+def forget(bucket: Bucket | None) -> None:
+    """List anew what is listed next."""
+    if bucket is not None:
+        _seen(bucket.url).clear()
 
 
 def _brief(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from gistselect.run.finished import write_queries
 from gistselect.run.forecast import forecast
 from gistselect.run.ingest import refuse_unusable
 from gistselect.run.lock import locked
+from gistselect.run.mending import mending
 from gistselect.run.needed import needed
 from gistselect.run.outlook import time_line
 from gistselect.run.plan import Plan, make_plan
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gistselect.model.loading import LanguageModel
 
 
+@mending
 def execute(
     config: RunConfig, reporter: Reporter, *, live: LanguageModel | None = None, last: Stage | None = None
 ) -> None:

@@ -16,6 +16,7 @@ from gistselect.run.config import RunConfig
 from gistselect.run.constraints import refuse_impossible
 from gistselect.run.ingest import refuse_unusable
 from gistselect.run.lock import locked
+from gistselect.run.mending import mending
 from gistselect.run.needed import needed
 from gistselect.run.outlook import START, forecast_of, speed_up
 from gistselect.run.overview import overview
@@ -30,6 +31,7 @@ FORMAT = 1
 HEAVY = ("torch", "transformers", "peft", "accelerate", "transformers.trainer")
 
 
+@mending
 def plan_run(
     config: RunConfig, reporter: Reporter, *, seconds: float = SECONDS, clock: Clock = wall_and_cpu
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gistselect.run.arms import BEFORE
 from gistselect.run.choosing import Select
 from gistselect.run.engine import Engine
 from gistselect.run.lock import locked
+from gistselect.run.mending import mending
 from gistselect.run.needed import needed_by
 from gistselect.run.pipeline import Clock, prepare
 from gistselect.run.plan import Plan, make_plans
@@ -112,6 +113,7 @@ class Study:
         }
 
 
+@mending
 def run_study(config: StudyConfig, reporter: Reporter) -> Study:
     """Compute whatever is missing of a study, and write its table, charts and summary into the folder.
 

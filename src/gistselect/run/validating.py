@@ -27,6 +27,7 @@ from gistselect.run.comparing import Compare
 from gistselect.run.engine import Engine
 from gistselect.run.lock import locked
 from gistselect.run.losses import Measured, measured_loss
+from gistselect.run.mending import mending
 from gistselect.run.methods import METHODS, Method
 from gistselect.run.pipeline import Clock, execute, prepare
 from gistselect.run.plan import Plan, make_plan
@@ -59,6 +60,7 @@ class Trust:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@mending
 def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
     """Compute whatever is missing of a validation, and write validation.json, validation.md and charts.
 
