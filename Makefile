@@ -19,7 +19,7 @@ test: install
 	$(BIN)/python -m pytest
 
 test-slow: install
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow --numprocesses=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff check .
