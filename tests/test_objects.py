@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import subprocess
@@ -28,10 +29,12 @@ from gistselect.run.cleaning import find_removals, remove
 from gistselect.run.config import RunConfig
 from gistselect.run.engine import Inline
 from gistselect.run.objects import COMPLETE, Bucket, ShardObject, shards_in
+from gistselect.run.plan_lines import plan_lines
 from gistselect.run.staffing import opened
 from gistselect.run.store import Artifact, Store, read_table, write_table
 from gistselect.run.worker import attempt
-from tiny_runs import RecordingReporter, contents, run, text_run
+from test_plan import planned, states
+from tiny_runs import WARMUP, RecordingReporter, contents, row, run, text_run, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +114,52 @@ def test_whoever_has_the_url_continues(cheap: dict[str, Any], memory: Bucket, tm
     second = run(cheap, reporter, output=tmp_path / "second", shards=memory.url)
     assert results(second) == results(first)
     assert set(reporter.last) == {"score (BM25)"}
+
+
+def test_a_proof_and_its_plan_in_a_store(
+    cheap: dict[str, Any], tiny_model: Path, memory: Bucket, tmp_path: Path
+) -> None:
+    """Trained models and losses too are those of a folder, and another machine's; `plan` knows what is there."""
+    questions = [row(f"What is {i} and 5?", f"The answer is {i + 5}.") for i in range(4)]
+    heldout = str(write_rows(tmp_path / "heldout.jsonl", questions))
+    proof = {"evaluate": True, "heldout": (heldout,), "train_seeds": (0,), "finetune": {**WARMUP, "epochs": 1}}
+    values = {**cheap, **proof, "model": str(tiny_model), "device": "cpu"}
+
+    def compared(output: Path) -> Any:
+        found = json.loads((output / "comparison.json").read_text())
+        return [[{**one, "cost": None} for one in comparison["rows"]] for comparison in found]
+
+    alone = run(values, output=tmp_path / "alone")
+    shelved = run(values, output=tmp_path / "shelved", shards=memory.url)
+    forget()
+    reporter = RecordingReporter()
+    another = run(values, reporter, output=tmp_path / "another", shards=memory.url)
+    for output in (shelved, another):
+        assert compared(output) == compared(alone)
+        assert marks(output) == marks(alone)
+    assert set(reporter.last) == {"score (BM25)"}, "nothing is read, trained or measured twice"
+    forget()
+    found = states(planned(values, 0, output=tmp_path / "third", shards=memory.url))
+    of_one = {"score (BM25)", "select (BM25)", "report.html"}
+    to_do = {name for name, state in found.items() if state == "to do"}
+    assert of_one <= to_do
+    assert not [name for name in to_do - of_one if "BM25, seed 0" not in name and "random rows" not in name]
+    assert states(planned(values, 0, output=shelved, shards=memory.url)) == states(planned(values, 0, output=alone))
+
+
+def test_a_plan_measures_rates_on_shards_of_a_store(cheap: dict[str, Any], memory: Bucket) -> None:
+    document = planned(cheap, shards=memory.url)
+    assert states(document)["read the pool"] == "done"
+    assert document["forecast"]["unknown"] == []
+    assert document["disk"]["shards"] == memory.url
+    *_, disk, store, _ = plan_lines(document)
+    assert str(disk).startswith("  disk: little to be written")
+    assert (
+        str(store) == f"  {memory.url}: {document['disk']['features_bytes'] / 1e3:.0f} kB of features at most to be put"
+    )
+    reporter = RecordingReporter()
+    run(cheap, reporter, shards=memory.url)
+    assert "read the pool" not in reporter.last
 
 
 @pytest.mark.parametrize("harm", ["swapped", "truncated", "removed"])

@@ -195,7 +195,8 @@ def segments(ids: NDArray[np.integer], supervised: NDArray[np.bool_], tokenizer:
 
 
 def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[str, Any]:
-    """Bytes that the run still writes, as far as they are known, and those that are free."""
+    """Bytes that the run still writes, as far as they are known, and those that are free; features go to an object
+    store where there is one."""
     features, unknown = feature_bytes(plan)
     warmup = plan.warmup
     checkpoints = 0
@@ -211,6 +212,7 @@ def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[s
         "free_bytes": shutil.disk_usage(_there(config.output)).free,
         "features_bytes": features,
         "sketches_unknown": unknown,
+        "shards": config.shards,
         "checkpoints_bytes": checkpoints,
         "bases_bytes_at_most": bases,
     }

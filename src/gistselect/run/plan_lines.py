@@ -126,8 +126,13 @@ def _work(forecast: Mapping[str, Any]) -> Iterator[str]:
 def _room(disk: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:
     yield "ROOM"
     parts = [f"{_size(disk[name])} {word}" for name, word in _ON_DISK.items() if disk[name]]
-    more = " and the sketches of the pool" * disk["sketches_unknown"]
-    yield f"  disk: {', '.join(parts) or 'little'}{more} to be written, {_size(disk['free_bytes'])} free"
+    features = [f"{_size(disk['features_bytes'])} of features at most"] * bool(disk["features_bytes"])
+    features += ["the sketches of the pool"] * disk["sketches_unknown"]
+    if disk["shards"] is None:
+        parts, features = features + parts, []
+    yield f"  disk: {', '.join(parts) or 'little'} to be written, {_size(disk['free_bytes'])} free"
+    if features:
+        yield f"  {disk['shards']}: {', '.join(features)} to be put"
     host = memory["host_available_bytes"]
     yield (
         f"  memory: this plan took {_size(memory['peak_bytes'] or 0)}"
@@ -142,7 +147,6 @@ def _room(disk: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:
 
 
 _ON_DISK = {
-    "features_bytes": "of features at most",
     "checkpoints_bytes": "of checkpoints",
     "bases_bytes_at_most": "of bases at most",
 }
