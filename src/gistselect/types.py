@@ -41,6 +41,8 @@ class Place:
     """Bytes of the row: of its line without the line feed, or of the JSON object that it is written as."""
     crc: int
     """CRC-32 of those bytes."""
+    number: int | None = None
+    """What messages call the row in its file, see `Part.unit`; None where it was read from a store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +85,8 @@ class Rejected:
     source: str
     row: int
     reason: str
+    user_id: str | None = None
+    """The row's own id as text; None if it has none, or was read from a store."""
     place: Place | None = None
     """None for rows that are no row of a pool."""
 

@@ -103,7 +103,7 @@ class Json(File):
     def items(self) -> Iterator[Item]:
         with readable(self.name), self.open() as stream:
             if self._layout == "lines":
-                yield from _lines(stream, self.name)
+                yield from lines(stream, self.name)
             else:
                 for number, value in enumerate(self._values(stream)):
                     yield number, number, value
@@ -120,8 +120,13 @@ class Json(File):
         except _MalformedError as error:
             raise DataError(f"cannot read {self.name}: {error}. Check that the file is complete and is JSON.") from None
 
+    @property
+    def has_plain_lines(self) -> bool:
+        """Whether rows are lines, and stand in the file at their offsets."""
+        return self._layout == "lines" and not self.path.name.endswith((".gz", ".zst"))
+
     def fetch(self, places: Mapping[int, Place]) -> Iterator[tuple[int, bytes]]:
-        if self._layout != "lines" or self.path.name.endswith((".gz", ".zst")):
+        if not self.has_plain_lines:
             yield from scan(self.items(), places)
             return
         with readable(self.name), self.path.open("rb") as stream:
@@ -132,13 +137,20 @@ class Json(File):
                     yield row, line[: place.length]
 
 
-def _lines(stream: io.BufferedReader, name: str) -> Iterator[Item]:
-    offset = 0
-    for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), start=1):
+def lines(
+    stream: io.BufferedReader, name: str, offset: int = 0, first: int = 1, stop: int | None = None
+) -> Iterator[Item]:
+    """The data lines of a file from this offset on, where the line of number `first` begins.
+
+    With `stop`, those that begin before it. Raises `DataError` for a line that is too long.
+    """
+    for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), start=first):
+        if stop is not None and offset >= stop:
+            return
         if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
             raise DataError(f"{name}, line {number}: the line is longer than {LONGEST_LINE:,} bytes; split the file.")
         start, offset = offset, offset + len(line)
-        if number == 1 and line.startswith(BYTE_ORDER_MARK):
+        if start == 0 and line.startswith(BYTE_ORDER_MARK):
             line, start = line.removeprefix(BYTE_ORDER_MARK), len(BYTE_ORDER_MARK)
         line = line.removesuffix(b"\n")
         if line.strip():

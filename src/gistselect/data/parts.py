@@ -12,6 +12,7 @@ import io
 import json
 import math
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,8 @@ class Part(Protocol):
         ...
 
 
-class File:
-    """What files have in common."""
+class File(ABC):
+    """What files have in common; see `Part`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,6 +64,22 @@ class File:
     @property
     def unit(self) -> str:
         return "row"
+
+    @property
+    def extent(self) -> str:
+        """What of the file this is, for people."""
+        return self.name
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes as they stand, compressed or not."""
+        return self.path.stat().st_size
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]: ...
+
+    @abstractmethod
+    def fetch(self, places: Mapping[int, Place]) -> Iterator[tuple[int, bytes]]: ...
 
     def digest(self) -> str:
         with readable(self.name), self.path.open("rb") as stream:

@@ -102,22 +102,28 @@ class Pool:
 class Reader:
     """One pass over the parts of a pool, in their order; it alone knows which ids are taken."""
 
-    def __init__(self, pool: Pool, folder: Path | None = None) -> None:
-        """Ids that are too many for memory are kept in `folder`, without a name."""
-        self._pool, self._ids = pool, Ids(folder)
+    def __init__(self, pool: Pool, folder: Path | None = None, *, apart: bool = False) -> None:
+        """Ids that are too many for memory are kept in `folder`, without a name.
+
+        Rows read `apart` have the ids that they have by themselves; another reader finds in `adopt` which are taken.
+        """
+        self._pool, self._ids, self._apart = pool, Ids(folder), apart
         self.n_rows = 0
         """Rows so far, which is the number of the next one."""
         self.found: list[Detected] = []
         """What was found in each part."""
 
+    def begin(self, index: int) -> Detected:
+        """What is found in the next part, as yet nothing."""
+        self.found.append(Detected(name=name_to_keep(self._pool.parts[index])))
+        return self.found[-1]
+
     def part(self, index: int) -> Iterator[Record | Rejected]:
         """The rows of the next part. Raises `DataError` if it is unreadable."""
-        part = self._pool.parts[index]
-        detected = Detected(name=name_to_keep(part))
-        self.found.append(detected)
+        part, detected = self._pool.parts[index], self.begin(index)
         for number, offset, item in part.items():
             content = serialised(item)
-            place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content))
+            place = Place(part=index, offset=offset, length=len(content), crc=zlib.crc32(content), number=number)
             yield self._read(part, number, item, place, detected)
             self.n_rows += 1
 
@@ -133,6 +139,15 @@ class Reader:
             self.n_rows += 1
         self.found.append(detected)
         return True
+
+    def adopt(self, rows: Iterable[tuple[str, bool, int]]) -> list[str]:
+        """Ids of the next rows of the part that has begun, which were read apart: of each the id that it has by itself,
+        whether that is the user's, and its number in the part."""
+        part, ids = self._pool.parts[len(self.found) - 1], []
+        for id, is_own, number in rows:
+            ids.append(self._claimed(id, is_own, part, number))
+            self.n_rows += 1
+        return ids
 
     def end(self) -> None:
         """Raises `DataError` if there was no row."""
@@ -153,17 +168,13 @@ class Reader:
         except DataError as error:
             reason = str(error)
         id = own or _fallback_id(item, read)
-        if not self._ids.claim(id):
-            detected.n_repeated_ids += own is not None
-            detected.n_renamed += 1
-            id = f"{id}@{part.source}:{number}"
-            while not self._ids.claim(id):
-                id = f"{id}@{row}"
+        if not self._apart:
+            id = self._claimed(id, own is not None, part, number)
         detected.n_rows += 1
         if read is None or reason:
             detected.n_rejected += 1
             reason = f"{detected.name}, {part.unit} {number}: {reason}"
-            return Rejected(id=id, source=source, row=row, reason=reason, place=place)
+            return Rejected(id=id, source=source, row=row, reason=reason, user_id=own, place=place)
         detected.shapes[read.shape] += 1
         detected.count_unread(read.unread)
         detected.example = detected.example or shown(read.messages)
@@ -178,6 +189,16 @@ class Reader:
             user_id=own,
             place=place,
         )
+
+    def _claimed(self, id: str, is_own: bool, part: Part, number: int) -> str:
+        """The id under which the next row is kept: a longer one where an earlier row has its own."""
+        if not self._ids.claim(id):
+            self.found[-1].n_repeated_ids += is_own
+            self.found[-1].n_renamed += 1
+            id = f"{id}@{part.source}:{number}"
+            while not self._ids.claim(id):
+                id = f"{id}@{self.n_rows}"
+        return id
 
     def _group(self, row: Row) -> str:
         column = self._pool.group_column

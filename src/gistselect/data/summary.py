@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,22 @@ class Detected:
         counters = {name: Counter(described[name]) for name in ("shapes", "unread")}
         return cls(**{**described, **counters})
 
-    def count_unread(self, names: tuple[str, ...]) -> None:
-        """Count one row with values in these columns."""
+    def count_unread(self, names: Iterable[str], n_rows: int = 1) -> None:
+        """Count rows with values in these columns."""
         for name in names:
             if name in self.unread or len(self.unread) < MOST_NAMES:
-                self.unread[name] += 1
+                self.unread[name] += n_rows
+
+    def add(self, other: Detected) -> None:
+        """Count what comes next too."""
+        self.n_rows += other.n_rows
+        self.n_rejected += other.n_rejected
+        self.n_repeated_ids += other.n_repeated_ids
+        self.n_renamed += other.n_renamed
+        self.shapes.update(other.shapes)
+        for name, count in other.unread.items():
+            self.count_unread([name], count)
+        self.example = self.example or other.example
 
     @property
     def lines(self) -> list[str]:
@@ -67,13 +78,9 @@ class Detected:
 
 def together(parts: Sequence[Detected]) -> Detected:
     """What was found in many parts, counted as one."""
-    whole = Detected(name=f"{len(parts)} files", example=parts[0].example)
+    whole = Detected(name=f"{len(parts)} files")
     for part in parts:
-        whole.n_rows += part.n_rows
-        whole.n_rejected += part.n_rejected
-        whole.n_repeated_ids += part.n_repeated_ids
-        whole.shapes += part.shapes
-        whole.unread += part.unread
+        whole.add(part)
     return whole
 
 

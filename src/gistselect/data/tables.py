@@ -25,23 +25,26 @@ class Parquet(File):
     """Only the row groups that hold a wanted row are read again."""
 
     def items(self) -> Iterator[Item]:
-        with readable(self.name), self._open() as file:
-            yield from self._rows(file, range(file.num_row_groups), 0)
+        with readable(self.name), self.opened() as file:
+            yield from self.rows(file, range(file.num_row_groups), 0)
 
     def fetch(self, places: Mapping[int, Place]) -> Iterator[tuple[int, bytes]]:
-        with readable(self.name), self._open() as file:
+        with readable(self.name), self.opened() as file:
             first = 0
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 here = {row: place for row, place in places.items() if first <= place.offset < end}
                 if here:
-                    yield from scan(self._rows(file, [group], first), here)
+                    yield from scan(self.rows(file, [group], first), here)
                 first = end
 
-    def _open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path.absolute(), page_checksum_verification=True)
+    def opened(self) -> pq.ParquetFile:
+        """The file, whose pages are proved as they are read."""
+        # Buffered ahead, every row group that was read would stay in memory until the last.
+        return pq.ParquetFile(self.path.absolute(), page_checksum_verification=True, pre_buffer=False)
 
-    def _rows(self, file: pq.ParquetFile, groups: Iterable[int], row: int) -> Iterator[Item]:
+    def rows(self, file: pq.ParquetFile, groups: Iterable[int], row: int) -> Iterator[Item]:
+        """The rows of these row groups, of which the first has this number."""
         for batch in file.iter_batches(batch_size=PARQUET_BATCH, row_groups=list(groups)):
             for item in _batch_rows(batch):
                 yield row, row, item

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from gistselect.data import ranges
 from gistselect.data.parts import File
 from gistselect.data.pool import Pool, Reader
 from gistselect.data.stored import record_json
@@ -24,7 +25,7 @@ from gistselect.run import ingest
 from gistselect.run.earlier import Read, files_read, renumbered, stretches
 from gistselect.run.ingest import RECORDS_SCHEMA, RecordRows, TokenRows, identity
 from gistselect.run.jobs import Job
-from gistselect.run.progress import Reporter, SilentReporter
+from gistselect.run.progress import Reporter, Step
 from gistselect.run.store import Artifact, Store, read_table, write_table
 from gistselect.types import Place, Record, Rejected
 
@@ -42,8 +43,6 @@ class ReadPool:
 
     pool: Pool
     artifact: Artifact
-    is_part: bool = False
-    """Whether this is a file of a larger pool, which may have no row."""
     name: ClassVar[str] = "records"
 
     @property
@@ -53,7 +52,7 @@ class ReadPool:
     def run(self, reporter: Reporter, engine: Engine | None = None) -> None:
         """Read the pool, or find that done. Files that an earlier pool of the store had are not read again.
 
-        Several workers of an engine read files ahead, each as a pool of its own.
+        Several workers of an engine read files ahead, large ones in ranges; which ids are taken is found here.
         """
         artifact, pool = self.artifact, self.pool
         if artifact.is_complete:
@@ -61,27 +60,24 @@ class ReadPool:
         artifact.begin()
         store = Store(artifact.folder.parent, artifact.bucket)
         earlier = files_read(store, pool.reading)
-        # On other machines the pool's files need not be.
-        ahead = self._files(earlier) if engine is not None and engine.parallel and not engine.elsewhere else ()
-        if engine is not None and len(ahead) > 1:
-            with artifact.timed():
-                engine.run(ReadFiles(parts=ahead), "read files", reporter)
-            earlier = files_read(store, pool.reading)
+        ahead = self._read_ahead(earlier, reporter, engine)
         reader, cutter = Reader(pool, artifact.folder), _Cutter(artifact)
         parts: list[dict[str, Any]] = []
         with artifact.timed(), reporter.step("read the pool", total=None, unit="rows") as step:
             for index, (part, digest) in enumerate(zip(pool.parts, pool.part_digests, strict=True)):
                 first = reader.n_rows
                 read = earlier.get((part.name, part.source, digest))
-                if read is None or not _taken(read, index, reader, cutter):
-                    rows = reader.part(index)
-                    while batch := tuple(itertools.islice(rows, ingest.SHARD_ROWS)):
+                if index in ahead:
+                    reader.begin(index)
+                    for piece in ahead[index]:
+                        _adopt(piece, reader, cutter, step)
+                elif read is None or not _taken(read, index, reader, cutter):
+                    for batch in _batches(reader.part(index)):
                         cutter.add(_table(batch))
                         step.advance(len(batch))
                 known = {"name": part.name, "source": part.source, "digest": digest, "first": first}
                 parts.append(known | {"n_rows": reader.n_rows - first, "detected": reader.found[index].described})
-            if not self.is_part:
-                reader.end()
+            reader.end()
             cutter.end()
         artifact.complete(
             n_rows=reader.n_rows,
@@ -94,30 +90,54 @@ class ReadPool:
             reading=pool.reading,
             parts=parts,
         )
-        for one in ahead:
+        for one in itertools.chain(*ahead.values()):
             shutil.rmtree(one.artifact.folder, ignore_errors=True)
 
-    def _files(self, earlier: Mapping[tuple[str, str, str], Read]) -> tuple[ReadPool, ...]:
-        """Each file that no earlier pool had, as a pool of its own."""
-        parts = zip(self.pool.parts, self.pool.part_digests, strict=True)
-        new = [one for one, known in parts if isinstance(one, File) and (one.name, one.source, known) not in earlier]
-        pools = [replace(self.pool, parts=(one,)) for one in new]
-        store = Store(self.artifact.folder.parent)
-        return tuple(
-            ReadPool(
-                pool=pool,
-                artifact=store.artifact("records", ingest.RECORDS_VERSION, pool=pool.digest, part=True),
-                is_part=True,
-            )
-            for pool in pools
-        )
+    def _read_ahead(
+        self, earlier: Mapping[tuple[str, str, str], Read], reporter: Reporter, engine: Engine | None
+    ) -> dict[int, list[Piece]]:
+        """What workers have read of files that no earlier pool had, by the index of the file."""
+        # On other machines the pool's files need not be.
+        if engine is None or not engine.parallel or engine.elsewhere:
+            return {}
+        pieces = self._pieces(earlier)
+        if len(pieces) < 2:
+            return {}
+        with self.artifact.timed():
+            engine.run(ReadAhead(pieces=pieces), "read files", reporter)
+        return {part: list(ones) for part, ones in itertools.groupby(pieces, lambda one: one.part)}
+
+    def _pieces(self, earlier: Mapping[tuple[str, str, str], Read]) -> tuple[Piece, ...]:
+        """The files that no earlier pool had, in ranges."""
+        store, found = Store(self.artifact.folder.parent), []
+        for index, (part, digest) in enumerate(zip(self.pool.parts, self.pool.part_digests, strict=True)):
+            known = [part.name, part.source, digest]
+            if isinstance(part, File) and tuple(known) not in earlier:
+                for one in ranges.ranges(part, ranges.RANGE_BYTES):
+                    described = {"reading": self.pool.reading, "file": known, "part": [one.extent, one.n_bytes]}
+                    artifact = store.artifact("records", ingest.RECORDS_VERSION, **described)
+                    found.append(Piece(part=index, pool=replace(self.pool, parts=(one,)), file=one, artifact=artifact))
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadFiles(Job):
-    """Files as a job: each is read by one worker, whatever ids others have."""
+class Piece:
+    """A file of a pool or a range of one, read by itself whatever ids others have."""
 
-    parts: tuple[ReadPool, ...]
+    part: int
+    """Index of the file in its pool."""
+    pool: Pool
+    """Of this piece alone."""
+    file: File
+    artifact: Artifact
+    """What was read, with the columns of `_apart`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadAhead(Job):
+    """Pieces of files as a job: each is read by one worker."""
+
+    pieces: tuple[Piece, ...]
 
     @property
     def unit(self) -> str:
@@ -125,27 +145,33 @@ class ReadFiles(Job):
 
     @property
     def amounts(self) -> list[int]:
-        """Bytes of each file as it stands, compressed or not."""
-        return [sum(path.stat().st_size for path in one.pool.files) for one in self.parts]
+        """Bytes of each piece as it stands, compressed or not."""
+        return [one.file.n_bytes for one in self.pieces]
 
     @property
     def takes_its_time(self) -> bool:
         return True
 
     def pending(self, index: int) -> bool:
-        """Whether a file has not been read."""
-        return not self.parts[index].artifact.is_complete
+        """Whether a piece has not been read."""
+        return not self.pieces[index].artifact.is_complete
 
     def do(self, index: int, sources: Sources) -> None:
-        """Read one file."""
-        self.parts[index].run(SilentReporter())
+        """Read one piece."""
+        one = self.pieces[index]
+        one.artifact.begin()
+        reader, cutter = Reader(one.pool, apart=True), _Cutter(one.artifact)
+        for batch in _batches(reader.part(0)):
+            cutter.add(_apart(batch))
+        cutter.end()
+        one.artifact.complete(n_shards=len(cutter.usable), detected=reader.found[0].described)
 
     def describe(self, index: int) -> str:
-        """Its name."""
-        return self.parts[index].pool.parts[0].name
+        """Its file, and where it begins in it."""
+        return self.pieces[index].file.extent
 
     def complete(self) -> None:
-        """Nothing: what is missing is read by the process that puts the files together."""
+        """Nothing: the pieces are put together at once, and then are gone."""
 
 
 class _Cutter:
@@ -183,6 +209,36 @@ def _table(rows: Sequence[Record | Rejected]) -> pa.Table:
     return pa.Table.from_pylist(described, schema=RECORDS_SCHEMA)
 
 
+def _apart(rows: Sequence[Record | Rejected]) -> pa.Table:
+    """Records with what their ids depend on in a larger pool: whether they are the user's, and their number."""
+    table = _table(rows).append_column("is_own", pa.array([row.user_id is not None for row in rows]))
+    return table.append_column("number", pa.array([row.place and row.place.number for row in rows], pa.int64()))
+
+
+def _batches(rows: Iterator[Record | Rejected]) -> Iterator[tuple[Record | Rejected, ...]]:
+    while batch := tuple(itertools.islice(rows, ingest.SHARD_ROWS)):
+        yield batch
+
+
+def _adopt(piece: Piece, reader: Reader, cutter: _Cutter, step: Step) -> None:
+    """Take the rows that were read ahead, under the ids that they have in the pool."""
+    facts = piece.artifact.facts
+    reader.found[-1].add(Detected.restored(facts["detected"]))
+    for shard in range(facts["n_shards"]):
+        table, row = read_table(piece.artifact.shard(shard)), reader.n_rows
+        ids = reader.adopt(zip(*(table[name].to_pylist() for name in ("id", "is_own", "number")), strict=True))
+        table = table.set_column(table.column_names.index("id"), "id", pa.array(ids, pa.string()))
+        cutter.add(_placed(table, piece.part, row))
+        step.advance(len(table))
+
+
+def _placed(table: pa.Table, part: int, row: int) -> pa.Table:
+    """Records of a part of the pool, of which the first is this row."""
+    index = pa.array([part] * len(table), pa.int32())
+    table = table.set_column(table.column_names.index("part"), RECORDS_SCHEMA.field("part"), index)
+    return renumbered(table, np.arange(row, row + len(table))).select(RECORDS_SCHEMA.names).cast(RECORDS_SCHEMA)
+
+
 def _taken(read: Read, part: int, reader: Reader, cutter: _Cutter) -> bool:
     """Take the rows of a file from an earlier pool, unless their ids are not free in this one."""
     first, stop = read.first, read.first + read.n_rows
@@ -202,10 +258,7 @@ def _taken(read: Read, part: int, reader: Reader, cutter: _Cutter) -> bool:
     if not reader.take(ids, Detected.restored(read.detected)):
         return False
     for piece in pieces():
-        piece = piece.set_column(
-            piece.column_names.index("part"), RECORDS_SCHEMA.field("part"), pa.array([part] * len(piece), pa.int32())
-        )
-        cutter.add(renumbered(piece, np.arange(row, row + len(piece))).cast(RECORDS_SCHEMA))
+        cutter.add(_placed(piece, part, row))
         row += len(piece)
     return True
 
