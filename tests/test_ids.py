@@ -44,6 +44,26 @@ def test_it_knows_what_a_set_knows(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("seed", range(5))
+def test_many_at_a_time_are_claimed_as_one_by_one(seed: int, tmp_path: Path) -> None:
+    """All of a batch, or none if one is taken or occurs twice; batches may be larger than the table."""
+    rng = np.random.default_rng(seed)
+    ids, known, outcomes = Ids(tmp_path), set[str](), set[bool]()
+    for size in rng.integers(40, size=300).tolist():
+        batch = [f"row {number}" for number in rng.integers(30_000, size=size).tolist()]
+        free = len({*batch} - known) == len(batch)
+        assert ids.claim_all(ids_module.keys(batch)) == free
+        outcomes.add(free)
+        known |= set(batch) if free else set()
+        single = f"row {int(rng.integers(30_000))}"
+        assert ids.claim(single) == (single not in known)
+        known.add(single)
+    assert outcomes == {True, False}
+    assert all((id in ids) == (id in known) for id in (f"row {number}" for number in range(30_000)))
+    assert sum(run.n for run in ids._runs) + ids._used == len(known)
+
+
+@pytest.mark.usefixtures("tiny")
 def test_smallest_and_largest_number_are_found_and_nothing_stays_on_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

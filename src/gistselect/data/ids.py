@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,6 +62,26 @@ class Ids:
                 self._spill()
         return True
 
+    def claim_all(self, keys: NDArray[np.uint64]) -> bool:
+        """Claim the ids of these keys (n,) at a time if all are free and no two the same; otherwise none of them."""
+        while 3 * (self._used + len(keys)) > 2 * len(self._table):
+            if len(self._table) < TABLE or not self._used:
+                self._grow()
+            else:
+                self._spill()
+        if len(np.unique(keys)) < len(keys) or any(key in run for run in self._runs for key in keys.tolist()):
+            return False
+        table, mask = np.frombuffer(self._table, dtype=np.uint64), len(self._table) - 1
+        left, slots = keys, (keys & np.uint64(mask)).astype(np.intp)
+        while len(left):  # as `_slot`, for all keys at a time
+            there = table[slots]
+            if (there == left).any():
+                return False
+            left, slots = left[there != 0], (slots[there != 0] + 1) & mask
+        self._put(keys)
+        self._used += len(keys)
+        return True
+
     def _slot(self, key: int) -> int:
         """Where a key stands in the table, or would."""
         table, mask = self._table, len(self._table) - 1
@@ -71,10 +91,20 @@ class Ids:
         return slot
 
     def _grow(self) -> None:
-        kept, self._table = self._table, array("Q", bytes(16 * len(self._table)))
-        for key in kept:
-            if key:
-                self._table[self._slot(key)] = key
+        kept, self._table = np.frombuffer(self._table, dtype=np.uint64), array("Q", bytes(16 * len(self._table)))
+        for start in range(0, len(kept), MERGED):
+            piece = kept[start : start + MERGED]
+            self._put(piece[piece != 0])
+
+    def _put(self, keys: NDArray[np.uint64]) -> None:
+        """Put different keys, which are not there, where `_slot` finds them."""
+        table, mask = np.frombuffer(self._table, dtype=np.uint64), len(self._table) - 1
+        left, slots = keys, (keys & np.uint64(mask)).astype(np.intp)
+        while len(left):
+            free = table[slots] == 0
+            table[slots[free]] = left[free]  # where several have the same place, one gets it
+            over = table[slots] != left
+            left, slots = left[over], (slots[over] + 1) & mask
 
     def _spill(self) -> None:
         """The table becomes a run; runs that are no larger than it are merged with it."""
@@ -131,6 +161,11 @@ def _merged(first: _Run, second: _Run) -> Iterator[NDArray[np.uint64]]:
         taken = [head if until is None else head[: np.searchsorted(head, until, side="right")] for head in heads]
         at = [start + len(part) for start, part in zip(at, taken, strict=True)]
         yield np.sort(np.concatenate(taken))
+
+
+def keys(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """(n,) what ids are told apart by."""
+    return np.fromiter(map(_key, ids), dtype=np.uint64)
 
 
 def _key(id: str) -> int:

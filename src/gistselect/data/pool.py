@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from gistselect.data.config import ReadOptions
 from gistselect.data.ids import Ids
 from gistselect.data.parts import File, Part, name_to_keep, serialised
@@ -140,14 +142,19 @@ class Reader:
         self.found.append(detected)
         return True
 
-    def adopt(self, rows: Iterable[tuple[str, bool, int]]) -> list[str]:
-        """Ids of the next rows of the part that has begun, which were read apart: of each the id that it has by itself,
-        whether that is the user's, and its number in the part."""
+    def adopt(self, rows: pa.Table) -> pa.Table:
+        """The next rows of the part that has begun, which were read apart, under the ids that they have in the pool.
+
+        Columns: the `id` that a row has by itself, its `key`, `is_own` if it is the user's, `number` in the part.
+        """
+        if self._ids.claim_all(rows["key"].to_numpy()):
+            self.n_rows += len(rows)
+            return rows
         part, ids = self._pool.parts[len(self.found) - 1], []
-        for id, is_own, number in rows:
+        for id, is_own, number in zip(*(rows[name].to_pylist() for name in ("id", "is_own", "number")), strict=True):
             ids.append(self._claimed(id, is_own, part, number))
             self.n_rows += 1
-        return ids
+        return rows.set_column(rows.column_names.index("id"), "id", pa.array(ids, pa.string()))
 
     def end(self) -> None:
         """Raises `DataError` if there was no row."""

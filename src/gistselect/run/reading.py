@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from gistselect.data import ranges
+from gistselect.data.ids import keys
 from gistselect.data.parts import File
 from gistselect.data.pool import Pool, Reader
 from gistselect.data.stored import record_json
@@ -210,8 +211,9 @@ def _table(rows: Sequence[Record | Rejected]) -> pa.Table:
 
 
 def _apart(rows: Sequence[Record | Rejected]) -> pa.Table:
-    """Records with what their ids depend on in a larger pool: whether they are the user's, and their number."""
-    table = _table(rows).append_column("is_own", pa.array([row.user_id is not None for row in rows]))
+    """Records with what `Reader.adopt` asks for, which finds their ids in a larger pool."""
+    table = _table(rows).append_column("key", pa.array(keys(row.id for row in rows)))
+    table = table.append_column("is_own", pa.array([row.user_id is not None for row in rows]))
     return table.append_column("number", pa.array([row.place and row.place.number for row in rows], pa.int64()))
 
 
@@ -225,9 +227,8 @@ def _adopt(piece: Piece, reader: Reader, cutter: _Cutter, step: Step) -> None:
     facts = piece.artifact.facts
     reader.found[-1].add(Detected.restored(facts["detected"]))
     for shard in range(facts["n_shards"]):
-        table, row = read_table(piece.artifact.shard(shard)), reader.n_rows
-        ids = reader.adopt(zip(*(table[name].to_pylist() for name in ("id", "is_own", "number")), strict=True))
-        table = table.set_column(table.column_names.index("id"), "id", pa.array(ids, pa.string()))
+        row = reader.n_rows
+        table = reader.adopt(read_table(piece.artifact.shard(shard)))
         cutter.add(_placed(table, piece.part, row))
         step.advance(len(table))
 
