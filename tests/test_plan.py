@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gistselect.cli import main
+from gistselect.model.config import ModelConfig
 from gistselect.registry import names
 from gistselect.run.calibration import Calibration
 from gistselect.run.config import RunConfig
@@ -21,7 +22,7 @@ from gistselect.run.plan import make_plan
 from gistselect.run.planning import plan_run
 from gistselect.run.progress import SilentReporter
 from gistselect.run.rates import RATES, Rate, Spent, load_rates, save_rates, stratified
-from gistselect.run.workload import Work, workload
+from gistselect.run.workload import Work, training_rate, workload
 from gistselect.training.recipe import TrainingConfig, epoch_order, padded_tokens
 from tiny_runs import RecordingReporter, row, run, write_rows
 
@@ -299,6 +300,21 @@ def test_rates_are_kept_for_this_machine_alone(tmp_path: Path) -> None:
     assert load_rates(tmp_path) == {}
     (tmp_path / RATES).write_text('{"machine": ')
     assert load_rates(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "dearer"),
+    [
+        ({"fsdp": True}, True),
+        ({"gradient_checkpointing": True}, True),
+        ({"epochs": 9}, False),
+        ({"fsdp": False}, False),
+    ],
+)
+def test_a_rate_is_of_trainings_that_take_as_long(change: dict[str, Any], dearer: bool) -> None:
+    """Weights in pieces are gathered for every layer: what was measured with whole ones does not tell of it."""
+    model, plain = ModelConfig(path="somewhere"), TrainingConfig()
+    assert (training_rate(model, plain.model_copy(update=change)) != training_rate(model, plain)) is dearer
 
 
 def test_workers_on_cores_gain_where_this_process_may_use_few(

@@ -120,7 +120,7 @@ def lengths_of(tokens: TokenRows) -> NDArray[np.int64]:
 
 def training_rate(model: ModelConfig, training: TrainingConfig) -> str:
     """Key of the rate of a training: what a forward and backward pass costs, not how many there are."""
-    of_time = {"adapter", "device_batch_size", "full", "gradient_checkpointing", "optimizer"}
+    of_time = {"adapter", "device_batch_size", "full", "fsdp", "gradient_checkpointing", "optimizer"}
     return f"train-{_short([model.model_dump(mode='json'), training.model_dump(mode='json', include=of_time)])}"
 
 
