@@ -10,12 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from gistselect.data.parts import serialised
 from gistselect.errors import ArtifactMismatchError, ConfigError
-from gistselect.files import write_lines
-from gistselect.run.store import read_table
 from gistselect.selected import Selection
 
 if TYPE_CHECKING:
@@ -79,6 +74,8 @@ def select(
 
 def load_selection(folder: str | Path) -> Selection:
     """The selection of a finished run folder. Raises `ArtifactMismatchError` if there is none."""
+    from gistselect.run.store import read_table
+
     table = read_table(Path(folder) / "selection.parquet")
     try:
         with (Path(folder) / "selected.jsonl").open("rb") as lines:
@@ -91,7 +88,7 @@ def load_selection(folder: str | Path) -> Selection:
         )
     return Selection(
         ids=tuple(table["id"].to_pylist()),
-        scores=np.asarray(table["score"]),
+        scores=table["score"].to_numpy(),
         best_targets=tuple(table["best_target"].to_pylist()),
         sources=tuple(table["source"].to_pylist()),
         rows=rows,
@@ -119,6 +116,9 @@ def _files(rows: Any, path: Path) -> tuple[str, ...]:
     rows = list(rows)
     if not rows or isinstance(rows[0], (str, Path)):
         return tuple(str(one) for one in rows)
+    from gistselect.data.parts import serialised
+    from gistselect.files import write_lines
+
     write_lines(path, (serialised(dict(row) if isinstance(row, Mapping) else row) for row in rows))
     return (str(path),)
 

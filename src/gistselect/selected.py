@@ -10,14 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gistselect.errors import ArtifactMismatchError
 from gistselect.report.inert import inert
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy import float64
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
     from gistselect.report.facts import Reasons
@@ -32,7 +31,7 @@ class Selection:
     """What was selected, best first, with everything needed to use it or to question it."""
 
     ids: tuple[str, ...]
-    scores: NDArray[np.float64]
+    scores: NDArray[float64]
     """(k,) score of each selected row for its best target."""
     best_targets: tuple[str, ...]
     sources: tuple[str, ...]
@@ -83,7 +82,7 @@ class Selection:
         from pandas import DataFrame
 
         own: dict[str, Any] = {
-            "rank": np.arange(1, len(self) + 1),
+            "rank": range(1, len(self) + 1),
             "id": list(self.ids),
             "source": list(self.sources),
             "score": self.scores,
