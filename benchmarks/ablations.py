@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from ablation_variants import Variant, variants
 from gistselect.evaluation.ranking import spearman
 from gistselect.evaluation.results import ItemValues, group_codes
+from gistselect.evaluation.verdict import BEFORE
 from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, item_weights
-from gistselect.run.arms import BASELINES, BEFORE
+from gistselect.run.arms import BASELINES
 from gistselect.run.config import RunConfig
 from gistselect.run.lock import locked
 from gistselect.run.methods import Method

@@ -14,8 +14,8 @@ import cyclopts
 import numpy as np
 import torch
 
+from gistselect.evaluation.verdict import BEFORE
 from gistselect.files import write_json
-from gistselect.run.arms import BEFORE
 from gistselect.run.config import RunConfig
 from gistselect.run.lock import locked
 from gistselect.run.plan import make_plan

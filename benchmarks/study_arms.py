@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistselect.evaluation.results import ItemValues
-from gistselect.evaluation.verdict import compare_values
-from gistselect.run.arms import BEFORE, train_rows
+from gistselect.evaluation.verdict import BEFORE, compare_values
+from gistselect.run.arms import train_rows
 from gistselect.run.comparing import Compare
 from gistselect.run.losses import measured_loss
 from gistselect.run.progress import Reporter

@@ -28,7 +28,7 @@ def test_a_run_ends_with_reasons_and_commands_that_work(config: dict[str, Any], 
         "Captured energy of the selection",
         "null level",
         "Quarantined rows: 2 of 52",
-        "gist and bm25 agree",
+        "Of the selection others would take too: bm25 ",
     ):
         assert reason in said
     assert "! Proof: none yet" in said
@@ -39,6 +39,21 @@ def test_a_run_ends_with_reasons_and_commands_that_work(config: dict[str, Any], 
         main(export.split()[1:])
         there = Path(enter.removeprefix("cd "))
         assert (there / training.split()[-1]).is_file()
+
+
+def test_many_methods_are_compared_with_the_first_in_one_line(config: dict[str, Any]) -> None:
+    folder = run({**config, "representation": ("bm25", "dsir", "length", "random")})
+    (line,) = (line for line in closing(folder) if "others would take" in line)
+    assert {part.split()[0] for part in line.split(": ")[1].split(", ")} == {"dsir", "length", "random"}
+
+
+def test_every_check_is_a_sentence(config: dict[str, Any]) -> None:
+    """Number and meaning are joined by a blank, or by what a clause of its own begins with."""
+    lines = [line[4:] for line in closing(run(config)) if line.split()[0] in ("✗", "!", "✓")]
+    assert "Quarantined rows: 2 of 52 (3.8 %) cannot be scored; each has its reason" in lines
+    assert "Repeated rows in the selection: 0 of 10; no two selected rows say exactly the same" in lines
+    assert any(line.startswith("Proof: none yet; nothing was trained") for line in lines)
+    assert not any(", cannot" in line or " ;" in line for line in lines)
 
 
 def test_every_export_has_a_command() -> None:

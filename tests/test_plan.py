@@ -257,7 +257,27 @@ def test_every_method_is_planned_for_several_targets(config: dict[str, Any], tmp
     methods = ("gist", "bm25", "dsir", "rds", "loss_drop")
     document = planned(config, target=(*config["target"], str(other)), representation=methods)
     assert [one["name"] for one in document["forecast"]["work"] if one["seconds"] is None] == []
-    assert len([name for name in states(document) if name.startswith("queries of others (")]) == len(methods)
+    fits = [name for name in states(document) if name.startswith("queries of others (")]
+    assert len([name for name in fits if "for the stability" not in name]) == len(methods)
+
+
+def test_what_bases_and_curvature_take_is_what_a_run_writes(config: dict[str, Any]) -> None:
+    """LESS has no basis: its projection is drawn from a seed, however wide it is."""
+    methods = ("gist:rank=2", "less:dimension=64", "ekfac:rows=8")
+    told = planned(config, seconds=0, representation=methods)["disk"]
+    folder = run({**config, "representation": methods})
+    bases = sum(path.stat().st_size for path in folder.glob("artifacts/*/fit/basis/*"))
+    curvature = sum(path.stat().st_size for path in folder.glob("artifacts/prepared-*/**/part-*.safetensors"))
+    assert bases <= told["bases_bytes_at_most"] * 1.2, "headers of the files are not counted"
+    assert told["bases_bytes_at_most"] <= bases
+    assert told["curvature_bytes"] == pytest.approx(curvature, rel=0.2)
+    assert planned(config, seconds=0, representation=methods)["disk"]["bases_bytes_at_most"] == 0, "all is written"
+
+
+def test_what_stability_needs_of_the_queries_is_named(config: dict[str, Any]) -> None:
+    names = [one["name"] for one in planned(config, seconds=0, representation=("bm25",))["forecast"]["work"]]
+    assert len(set(names)) == len(names)
+    assert any(name.endswith("(BM25, for the stability)") for name in names)
 
 
 def test_a_chat_template_of_the_model_is_planned_and_run(config: dict[str, Any], tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_sampled_row_that_the_dear_one_cannot_score_stays_left_out(
     monkeypatch.setattr(
         passes, "_features_table", lambda rows, values: made(rows, values * np.where(len(rows) < 50, np.nan, 1.0))
     )
-    with pytest.raises(ConfigError, match="0 of the pool's 52 rows have a score"):
+    with pytest.raises(ConfigError, match="0 of the pool's 52 rows can be selected"):
         run(given, prefilter="bm25:40%", prefilter_sample=5)
     (scores,) = (
         path for path in given["output"].glob("artifacts/scores-*/complete.json") if "n_left_out" in path.read_text()

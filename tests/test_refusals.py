@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gistselect.api import load_selection
-from gistselect.errors import GistSelectError
+from gistselect.errors import GistSelectError, ModelError
 from gistselect.files import read_json, read_json_lines
 from gistselect.model.adapter_files import adapter_settings
 from gistselect.model.config import ModelConfig
@@ -109,7 +109,7 @@ def test_yaml_that_python_cannot_hold(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("option", ["pool", "target", "data_dir", "heldout"])
 @pytest.mark.parametrize("name", [LONG, "a\0b", "\udcff"], ids=["long", "zero byte", "no UTF-8"])
 def test_an_input_that_cannot_be_there(cheap: dict[str, Any], option: str, name: str) -> None:
-    given = {"data_dir": name, "target": ("gsm8k",)} if option == "data_dir" else {option: (name,)}
+    given: dict[str, Any] = {"data_dir": name, "target": ("gsm8k",)} if option == "data_dir" else {option: (name,)}
     with pytest.raises(GistSelectError):
         run(cheap, evaluate=option == "heldout", **given)
 
@@ -137,3 +137,24 @@ def test_an_output_of_any_other_name(
     for one in ("scores.parquet", "selection.parquet", "selected.jsonl", "quarantine.jsonl"):
         assert (again / one).read_bytes() == (alone / one).read_bytes()
     assert contents_of(tmp_path / name) == contents_of(alone)
+
+
+def test_what_cannot_be_found_or_done_is_called_by_its_name(cheap: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    asked = {**cheap, "model": None, "device": "auto"}
+    for changes, said in [
+        ({"target": (str(tmp_path / "no" / "such"),)}, "there is no file .*/no/such"),
+        ({"target": (str(tmp_path / "empty.jsonl"),)}, "there is no data row in .*empty.jsonl; give"),
+        ({"representation": ("bm25", "gist", "rds")}, "gist, rds cannot do without a language model"),
+        ({"evaluate": True}, "what follows the selection trains a language model; give --model"),
+        ({"representation": ("bm25", "length"), "selector": "knn"}, "BM25 and Length keep only scores; leave them out"),
+    ]:
+        with pytest.raises(GistSelectError, match=said):
+            run({**asked, **changes})
+
+
+def test_without_a_hub_a_missing_folder_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"no such folder.*HF_HUB_OFFLINE is set; give a folder, or unset it") as found:
+        load_tokenizer(ModelConfig(path="no-such-model"))
+    assert "\n" not in str(found.value)

@@ -21,6 +21,7 @@ import pytest
 from gistselect.cli import main
 from gistselect.report.alerts import Alert, alerts
 from gistselect.report.charts import Line, line_chart, ticks
+from gistselect.report.figures import density_chart
 from gistselect.report.page import MOST_BYTES
 from gistselect.run.finished import FinishedRun
 from gistselect.run.reasons import COSINE, SHARED_WORDS, Explainer
@@ -39,6 +40,16 @@ HOSTILE = [
     "<style>*{display:none}</style><svg onload=\"document.body.dataset.owned=1\"><base href='//evil.test/'>",
     "word " * 250_000,
 ]
+
+
+def test_selected_rows_lie_within_the_chart_however_long_they_are() -> None:
+    """The longest rows stand at its edge, as the squares of all rows do."""
+    lengths = np.array([10.0] * 400 + [9000.0])
+    scores = np.linspace(0, 1, 401)
+    chart = density_chart(lengths, scores, lengths > 10, title="t", x_label="x", y_label="y")
+    (across,) = (float(found) for found in re.findall(r'<circle[^>]* cx="([\d.]+)"', chart))
+    (width,) = (float(found) for found in re.findall(r'viewBox="0 0 ([\d.]+)', chart))
+    assert across < width
 
 
 @pytest.fixture
@@ -230,7 +241,7 @@ def test_the_proof_counts_outcomes_and_reads_no_sentence(cheap: dict[str, Any]) 
     assert proof("better", "undecided", "undecided").level == "look"
     worse = proof("better", "worse", "undecided")
     assert (worse.level, worse.number.text) == ("bad", "better in 1 of 3 comparisons")
-    assert worse.said.startswith("worse in 1;")
+    assert worse.said.startswith(", worse in 1;")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.3, 0.52), (1.0, 40.0), (4.44, 4.8), (0.0, 2.5e-7)])

@@ -70,6 +70,12 @@ def test_budget_over_the_pool() -> None:
         rows_for_budget(11, {"n_rows": 12}, 10)
 
 
+def test_a_share_is_exact() -> None:
+    """0.07 * 100 is 7.000000000000001 in floats, and seven percent of a hundred rows are seven."""
+    assert [rows_for_budget(f"{percent}%", {"n_rows": 100}, 100) for percent in range(1, 101)] == list(range(1, 101))
+    assert rows_for_budget(0.07, {"n_rows": 100}, 100) == 7
+
+
 def test_a_budget_in_tokens_is_rows_of_mean_length() -> None:
     facts = {"n_rows": 12, "n_tokens": 1000, "n_supervised": 500}
     assert rows_for_budget("300-tokens", facts, 10) == 3

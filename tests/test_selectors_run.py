@@ -96,7 +96,7 @@ def test_every_selector_selects_from_what_is_kept(name: str, made: dict[str, Any
 
 
 def test_a_selector_that_compares_points_says_what_it_cannot_use(made: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"BM25 keeps only scores; with it use round_robin, top_k, vote"):
+    with pytest.raises(ConfigError, match=r"BM25 keeps only scores; leave it out, or use round_robin, top_k, vote"):
         run({**made, "output": tmp_path / "other", "representation": ("bm25",)}, selector="k_center")
     with pytest.raises(ConfigError, match="BM25"):
         run(

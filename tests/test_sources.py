@@ -44,7 +44,7 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         ("wrapped.json", b'{"n": 1,\n"rows": [{"a": 1}]}', "under 'rows'; name them as .*wrapped.json:rows"),
         ("wrapped.jsonl", b'{"n": 1, "rows": [{"a": 1}]}', "under 'rows'; name them as .*wrapped.jsonl:rows"),
         ("twice.csv", b"a,a\n1,2", "empty or repeated names"),
-        ("empty.jsonl", b"\n \n", "the pool is empty"),
+        ("empty.jsonl", b"\n \n", "there is no data row in .*empty.jsonl"),
         ("table.xlsx", b"a,b", "no known kind; known: .jsonl"),
     ],
 )
@@ -73,7 +73,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         open_pool([f"{tmp_path}/*.jsonl"])
     with pytest.raises(DataError, match="holds no data"):
         open_pool([tmp_path])
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match="no data row in memory"):
         list(in_memory([]).rows())
 
 
@@ -81,7 +81,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_hub_data_sets_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [chat("ä", id=f"{i}") for i in range(3)]
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)

@@ -55,7 +55,7 @@ def test_planted_effects_are_found_with_the_right_direction() -> None:
     arms = [arm("before", 0.9, 1, False), arm("random", 0.5, 3), arm("gist", 0.0, 3), arm("full", -0.5, 2)]
     table = compare("gsm8k", "loss", arms, higher_is_better=False, rng=rng)
     assert [row.arm for row in table.rows] == ["before", "random", "gist", "full"]
-    assert table.verdicts[0].startswith("gist beats before by 0.9")
+    assert table.verdicts[0].startswith("gist beats no training by 0.9")
     assert table.verdicts[1].startswith("gist beats random by 0.")
     assert table.verdicts[2].startswith("gist is worse than full by 0.")
     flipped = compare("gsm8k", "f1", arms[1:3], higher_is_better=True, rng=rng)

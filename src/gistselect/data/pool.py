@@ -160,7 +160,7 @@ class Reader:
         """Raises `DataError` if there was no row."""
         if self.n_rows == 0:
             names = ", ".join(part.name for part in self._pool.parts)
-            raise DataError(f"the pool is empty: no data row in {names}. Give a source that has rows.")
+            raise DataError(f"there is no data row in {names}; give a source that has some.")
 
     def _read(self, part: Part, number: int, item: Any, place: Place, detected: Detected) -> Record | Rejected:
         own, source, reason, group, read = None, part.source, "", "", None

@@ -17,6 +17,8 @@ from gistselect.linalg.intervals import DRAWS, LEVEL, Interval, difference_of_ru
 if TYPE_CHECKING:
     from gistselect.evaluation.results import ItemValues
 
+BEFORE = "before"
+"""The arm of the model before any training."""
 Outcome = Literal["better", "worse", "undecided"]
 
 
@@ -235,6 +237,7 @@ def verdict(
     seeds = f"seeds {n_runs[0]} against {n_runs[1]}"
     end = f"; {took}" if took else ""
     found = outcome(difference, n_runs, higher_is_better=higher_is_better)
+    baseline = "no training" if baseline == BEFORE else baseline
     if found == "undecided":
         amount = f"{metric} {difference.mean:+.3f} ± {half:.3f}"
         if max(n_runs) < 2:

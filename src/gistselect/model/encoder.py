@@ -21,6 +21,7 @@ from gistselect.model.loading import (
     model_digest,
     resolve_device,
     resolve_dtype,
+    why_not,
 )
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class TextEncoder:
                     trust_remote_code=config.trust_remote_code,
                 )
         except (OSError, ValueError, ImportError) as error:
-            raise ModelError(f"cannot load the encoder {config.path!r}: {error}") from error
+            raise ModelError(f"cannot load the encoder {config.path!r}: {why_not(config.path, error)}") from error
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()
         self._model = model.to(device).eval()

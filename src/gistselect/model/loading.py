@@ -65,7 +65,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
                 config.path, dtype=dtype, use_safetensors=True, **_source(config), **placed
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load the model {config.path!r}: {error}") from error
+        raise ModelError(f"cannot load the model {config.path!r}: {why_not(config.path, error)}") from error
     if not placed:
         model.to(device)  # pyright: ignore[reportArgumentType]
     model.eval()
@@ -87,7 +87,7 @@ def model_skeleton(config: ModelConfig) -> Any:
         with torch.device("meta"):
             return auto.from_config(settings, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot read the layers of {config.path!r}: {error}") from error
+        raise ModelError(f"cannot read the layers of {config.path!r}: {why_not(config.path, error)}") from error
 
 
 def load_tokenizer(config: ModelConfig, adapter: str | Path | None = None) -> Any:
@@ -106,8 +106,22 @@ def load_tokenizer(config: ModelConfig, adapter: str | Path | None = None) -> An
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path, **_source(config))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the tokenizer of {config.path!r}: {error}") from error
+        raise ModelError(f"cannot load the tokenizer of {config.path!r}: {why_not(config.path, error)}") from error
     return with_pad_token(tokenizer)
+
+
+def why_not(path: str, error: Exception) -> str:
+    """What a person can do about a model that is not read: of a hub id, whether the hub was asked at all."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if Path(path).is_dir() or not isinstance(error, OSError):
+        return str(error)
+    if HF_HUB_OFFLINE:
+        return (
+            "there is no such folder, and of the hub's models only those in its cache can be read, since "
+            "HF_HUB_OFFLINE is set; give a folder, or unset it."
+        )
+    return f"there is no such folder, and of the hub's model it is said: {error}"
 
 
 def with_pad_token(tokenizer: Any) -> Any:

@@ -52,7 +52,13 @@ class Alert:
     title: str
     number: Link
     said: str
-    """What the number means, and what to do if it is bad."""
+    """How the sentence goes on after the number: what it means, and what to do if it is bad. A clause of its own begins
+    with its punctuation."""
+
+    @property
+    def follows(self) -> str:
+        """`said`, with the blank that a word needs before it."""
+        return self.said if self.said.startswith((";", ",")) else f" {self.said}"
 
 
 def alerts(run: RunFacts) -> list[Alert]:
@@ -93,7 +99,7 @@ def _pool(run: RunFacts) -> Iterator[Alert]:
             conditions=(("status", "=", "quarantined"),),
             where="every line of quarantine.jsonl",
         ),
-        said="rows that cannot be scored; each has its reason" if run.n_quarantined else "every row has a score",
+        said="cannot be scored; each has its reason" if run.n_quarantined else f"; {_all_scored(run)}",
     )
     if (cut := run.main.measured.get("n_cut")) is not None:
         n_cut = int((cut > 0).sum())
@@ -105,15 +111,19 @@ def _pool(run: RunFacts) -> Iterator[Alert]:
             ),
             said="scored by their beginning alone; a larger --max-length reads more of them"
             if n_cut
-            else "every row was read whole",
+            else "; every row was read whole",
         )
     if run.n_rejected_queries:
         yield Alert(
             level="look",
             title="Unusable target examples",
             number=Link(text=f"{run.n_rejected_queries:,}", where="every line of rejected_queries.jsonl"),
-            said="they define nothing of the target; rejected_queries.jsonl says why",
+            said="; they define nothing of the target; rejected_queries.jsonl says why",
         )
+
+
+def _all_scored(run: RunFacts) -> str:
+    return "every row that the prefilter left has a score" if run.n_left_out else "every row has a score"
 
 
 def _prefilter(run: RunFacts) -> Iterator[Alert]:
@@ -133,7 +143,7 @@ def _prefilter(run: RunFacts) -> Iterator[Alert]:
             level="look" if is_open else how_bad,
             title=f"Best rows lost to the prefilter, {label}",
             number=replace(number, conditions=(("status", "=", "prefiltered"),) if run.n_left_out else ()),
-            said=f"{spared}, of which none was scored; give a --prefilter-sample"
+            said=f"; {spared}, of which none was scored: give a --prefilter-sample"
             if lost is None
             else f"of the pool's {lost['of_best_rows']:,} best rows; {spared}, {remedy}",
         )
@@ -150,7 +160,7 @@ def _texts(run: RunFacts) -> Iterator[Alert]:
         ),
         said="say exactly what another selected row says; they take the place of others"
         if run.n_repeated
-        else "no two selected rows say exactly the same",
+        else "; no two selected rows say exactly the same",
     )
     if run.n_overlapping is not None:
         yield Alert(
@@ -164,7 +174,7 @@ def _texts(run: RunFacts) -> Iterator[Alert]:
             said="share 13 words in a row with a query or held-out item: a gain may be recall; --decontaminate leaves "
             "them out"
             if run.n_overlapping
-            else "no selected row shares 13 words in a row with a query or held-out item",
+            else "; no selected row shares 13 words in a row with a query or held-out item",
         )
 
 
@@ -260,7 +270,10 @@ def _stability(method: MethodFacts) -> Iterator[Alert]:
     facts = method.stability
     if facts.get("reason"):
         yield Alert(
-            level="look", title="Stability of the selection", number=Link(text="not measured"), said=facts["reason"]
+            level="look",
+            title="Stability of the selection",
+            number=Link(text="not measured"),
+            said=f"; {facts['reason']}",
         )
     if (stability := method.measured.get("stability")) is not None:
         n_selected, n_low = int(method.selected.sum()), int((stability[method.selected] < UNSTABLE).sum())
@@ -272,8 +285,9 @@ def _stability(method: MethodFacts) -> Iterator[Alert]:
                 conditions=(("status", "=", "selected"), ("stability", "<", UNSTABLE)),
                 where=f"stability < {UNSTABLE} in selection.parquet",
             ),
-            said=f"would be selected in less than half of {facts['draws']:,} draws of the queries (a row stays in "
-            f"{facts['mean']:.0%} of them on average): they hang on single queries, of which more would help",
+            said=f"would be selected by {facts['selector']} in less than half of {facts['draws']:,} draws of the "
+            f"queries (a row stays in {facts['mean']:.0%} of them on average)"
+            + ("; they hang on single queries, of which more would help" if n_low else ""),
         )
 
 
@@ -286,10 +300,17 @@ def _targets(run: RunFacts) -> Iterator[Alert]:
             level=level(without / len(method.targets), 1e-9),
             title="Target groups without a selected row",
             number=Link(text=f"{without:,} of {len(method.targets):,}"),
-            said="are no row's best target; --selector round_robin serves each in turn"
+            said=_unserved(int(counts.sum()), len(counts))
             if without
-            else "every group is the best target of some selected row",
+            else "; every group is the best target of some selected row",
         )
+
+
+def _unserved(n_selected: int, n_groups: int) -> str:
+    said = "are no selected row's best target"
+    if n_selected < n_groups:
+        return f"{said}: {n_selected:,} rows cannot serve {n_groups:,} groups; a larger --budget can"
+    return f"{said}; --selector round_robin serves each in turn"
 
 
 def _verdicts(run: RunFacts) -> Iterator[Alert]:
@@ -298,7 +319,7 @@ def _verdicts(run: RunFacts) -> Iterator[Alert]:
             level="look",
             title="Proof",
             number=Link(text="none yet"),
-            said="nothing was trained on these rows; 'gistselect evaluate --run' measures them against random rows",
+            said="; nothing was trained on these rows; 'gistselect evaluate --run' measures them against random rows",
         )
         return
     outcomes = Counter(outcome for one in run.comparison for outcome in one["outcomes"])
@@ -307,7 +328,7 @@ def _verdicts(run: RunFacts) -> Iterator[Alert]:
         level="bad" if n_worse else "good" if n_better == n_all else "look",
         title="Proof",
         number=Link(text=f"better in {n_better} of {n_all} comparisons"),
-        said=f"worse in {n_worse}; what is neither cannot be told from chance",
+        said=f", worse in {n_worse}; what is neither cannot be told from chance",
     )
 
 

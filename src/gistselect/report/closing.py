@@ -26,11 +26,7 @@ def closing_lines(run: RunFacts, *, has_model: bool) -> Iterator[str]:
     yield _selected(run)
     yield "Why one may believe it:"
     yield from (f"  {SIGNS[one.level]} {_checked(one)}" for one in alerts(run))
-    for one in run.agreements:
-        yield (
-            f"  · {one.first} and {one.second} agree on {one.overlap:.0%} of the selection "
-            f"(Spearman {one.spearman:.2f} over {one.n_rows:,} rows)"
-        )
+    yield from _agreement(run)
     for comparison in run.comparison:
         yield from (f"  · {verdict}" for verdict in comparison["verdicts"])
     yield from _next(run, has_model)
@@ -47,8 +43,15 @@ def _selected(run: RunFacts) -> str:
 
 
 def _checked(one: Alert) -> str:
-    number = f": {one.number.text}" if one.number.text else ""
-    return f"{one.title}{number}, {one.said}"
+    return f"{one.title}: {one.number.text}{one.follows}"
+
+
+def _agreement(run: RunFacts) -> Iterator[str]:
+    """How much of the selection every other method takes too; the pairs of the others stand in the report."""
+    ours = [one for one in run.agreements if one.first == run.agreements[0].first]
+    if ours:
+        others = ", ".join(f"{one.second} {one.overlap:.0%}" for one in sorted(ours, key=lambda one: -one.overlap))
+        yield f"  · Of the selection others would take too: {others}"
 
 
 def _next(run: RunFacts, has_model: bool) -> Iterator[str]:

@@ -121,8 +121,8 @@ def density_chart(
     shown = shown[np.unique(np.linspace(0, len(shown) - 1, min(most, len(shown))).astype(int))] if len(shown) else shown
     for one in shown.tolist():
         plot.add(
-            f'<circle {fill(1)} fill-opacity="0.8" cx="{plot.across(float(x[one])):.1f}" '
-            f'cy="{plot.down(float(y[one])):.1f}" r="2.5"/>'
+            f'<circle {fill(1)} stroke="#ffffff" cx="{plot.across(min(float(x[one]), plot.x[1])):.1f}" '
+            f'cy="{plot.down(float(y[one])):.1f}" r="4"/>'
         )
     return plot.svg()
 

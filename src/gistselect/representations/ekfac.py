@@ -22,6 +22,7 @@ from pydantic import Field
 
 from gistselect.errors import DataError
 from gistselect.linalg.similarity import share_in_span
+from gistselect.model.sketch_size import NUMBER, Shapes, adapter_bytes
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Apart,
@@ -89,6 +90,14 @@ class EKFAC(Representation):
     def passes(self, n_queries: int, at: GradientSource) -> int:
         """At most one for each part of a basis with a column a query."""
         return at.engine.basis_passes(n_queries)
+
+    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
+        """A direction as large as the adapter for each group."""
+        return len(queries.group_names) * adapter_bytes(shapes)
+
+    def prepare_bytes(self, shapes: Shapes) -> int:
+        """Two square matrices of eigenvectors for each matrix, and its eigenvalues."""
+        return sum(NUMBER * (out**2 + inner**2 + out * inner) for out, inner in shapes)
 
     def sample(self, n_rows: int) -> NDArray[np.intp]:
         """Drawn without replacement."""

@@ -23,7 +23,7 @@ from gistselect.linalg.bootstrap import Mixture, cosine_of_means
 from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
-from gistselect.model.sketch_size import Shapes, SketchBudget, parse_sketch
+from gistselect.model.sketch_size import Shapes, SketchBudget, adapter_bytes, parse_sketch
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Features,
@@ -139,6 +139,12 @@ class Gist(GistOptions, Representation):
             return 1
         rank = self.rank if isinstance(self.rank, int) else n_queries
         return at.engine.gram_passes(n_queries) + at.engine.basis_passes(min(rank, n_queries))
+
+    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
+        """An exact basis is as many adapters as its rank; a sketched one is small."""
+        if self.sketch_config:
+            return 0
+        return (self.width(len(queries.records)) or 0) * adapter_bytes(shapes)
 
     def fit(self, queries: Queries, at: GradientSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """The task subspace of the queries (GIST section 4); the exact basis goes into `folder`.

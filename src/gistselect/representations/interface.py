@@ -249,6 +249,14 @@ class Representation(BaseModel, ABC):
         """Times that `fit` reads the queries, for a forecast."""
         return 1
 
+    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
+        """Most bytes of the files that `fit` writes for an adapter of these matrices, for a forecast of the disk."""
+        return 0
+
+    def prepare_bytes(self, shapes: Shapes) -> int:
+        """The same of `prepare`."""
+        return 0
+
     @abstractmethod
     def fit(self, queries: Queries, at: Any, folder: Path, prepared: Prepared | None) -> Fitted:
         """What the queries determine; large files go into `folder`. `at` is the source that `reads` names.

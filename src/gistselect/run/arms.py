@@ -28,7 +28,7 @@ from gistselect.training.recipe import TrainingConfig, steps_per_epoch, training
 
 ARM_VERSION = 1
 TRAIN_VERSION = 2
-BEFORE, FULL = "before", "full"
+FULL = "full"
 BASELINES = {"random": "random rows", "length": "random rows of the same lengths", FULL: "the full pool"}
 """What people read for each baseline that is drawn and not computed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -185,13 +185,15 @@ def _filled(limit: Mapping[str, Any]) -> float:
     return limit["selected"] / max(limit["most"], 1) if limit["most"] is not None else 0.0
 
 
-def refuse_unfit(options: SelectionOptions, representation: Representation) -> None:
-    """Raises `ConfigError` if the selector compares rows as points, and the representation keeps none."""
-    if options.order.needs_points and not representation.has_points:
+def refuse_unfit(options: SelectionOptions, representations: Iterable[Representation]) -> None:
+    """Raises `ConfigError` naming all that keep no points, if the selector compares rows as such."""
+    unfit = [one.title for one in representations if not one.has_points]
+    if options.order.needs_points and unfit:
         usable = [name for name in names("selector") if not resolve("selector", name)().needs_points]
         raise ConfigError(
-            f"--selector {options.selector} compares rows as points of a space, and {representation.title} keeps only "
-            f"scores; with it use {', '.join(usable)}."
+            f"--selector {options.selector} compares rows as points of a space, and {' and '.join(unfit)} "
+            f"keep{'s' * (len(unfit) == 1)} only scores; leave {'it' if len(unfit) == 1 else 'them'} out, or use "
+            f"{', '.join(usable)}."
         )
 
 

@@ -12,9 +12,9 @@ from gistselect.evaluation.config import EvaluationConfig
 from gistselect.evaluation.cost import SelectionCost
 from gistselect.evaluation.prompts import check_tasks, context_length, read_questions
 from gistselect.evaluation.results import ItemValues, read_values
-from gistselect.evaluation.verdict import Comparison, ComparisonRow, compare_values
+from gistselect.evaluation.verdict import BEFORE, Comparison, ComparisonRow, compare_values
 from gistselect.files import write_json
-from gistselect.run.arms import BASELINES, BEFORE, Arm, Recipe
+from gistselect.run.arms import BASELINES, Arm, Recipe
 from gistselect.run.choosing import Select
 from gistselect.run.config import RunConfig
 from gistselect.run.costs import full_training, selection_cost

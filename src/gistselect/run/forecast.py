@@ -49,9 +49,9 @@ def forecast(plan: Plan, config: RunConfig, works: Sequence[Work]) -> str:
 
 def _to_select(config: RunConfig, n_rows: int) -> str:
     amount = parse_budget(config.budget)
-    if amount.unit == "rows":
-        return f"{n_rows:,} rows ({config.budget})"
-    return f"{amount.number:,} {amount.unit}, of rows of mean length {n_rows:,}"
+    if amount.unit != "rows":
+        return f"{amount.number:,} {amount.unit}, about {n_rows:,} rows of mean length"
+    return f"{n_rows:,} rows" + (f" ({config.budget})" if amount.is_share else "")
 
 
 def _found(plan: Plan) -> list[str]:
@@ -115,7 +115,7 @@ def _stored(plan: Plan) -> str:
     total, unknown = feature_bytes(plan)
     if not total and not unknown:
         return ""
-    return f"at most {total / 1e6:,.0f} MB of features" + " and the sketches of the pool" * unknown
+    return f"at most {max(total / 1e6, 0.1):,.1f} MB of features" + " and the sketches of the pool" * unknown
 
 
 def _parameters(config: RunConfig) -> int | None:

@@ -113,12 +113,8 @@ def make_method(
     *,
     first: bool,
 ) -> Method:
-    """The stages of one method, with their keys; `apart` is what is kept of rows for its stability alone.
-
-    Raises `ConfigError` if the selector needs what the representation does not keep.
-    """
+    """The stages of one method, with their keys; `apart` is what is kept of rows for its stability alone."""
     config, store = inputs.config, inputs.store
-    choosing.refuse_unfit(config.selection, representation)
     score = _score(inputs, label, representation, columns)
     select = Select.planned(
         store,

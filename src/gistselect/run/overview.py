@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from gistselect.data.overlap import hashed_blocks
 from gistselect.data.stored import record_json
+from gistselect.model.sketch_size import adapter_bytes
 from gistselect.run.config import RunConfig
 from gistselect.run.forecast import feature_bytes
 from gistselect.run.ingest import Rows, TokenRows
+from gistselect.run.models import adapters_of
 from gistselect.run.plan import Plan
 from gistselect.run.rates import stratified
 from gistselect.run.reading import Tokenise
@@ -35,8 +37,6 @@ ENDING = 3
 """Last supervised tokens among which one must end the turn: a template may put a line feed after it."""
 CONTAMINATION_SHARDS, SHOWN_SHARED = 4, 5
 """Shards of the pool that are compared with queries and held-out items, and rows of them that are named."""
-CHECKPOINT_PARTS = 3
-"""An adapter's weights and the two moments of its optimizer."""
 
 
 def overview(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[str, Any]:
@@ -202,12 +202,7 @@ def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[s
     checkpoints = 0
     if isinstance(warmup, WarmUp) and not warmup.artifact.is_complete and checkpoint_bytes is not None:
         checkpoints = checkpoint_bytes * warmup.epochs[-1]
-    bases = 0
-    if checkpoint_bytes is not None:
-        pending = (fit for fit in plan.features.fits if not fit.artifact.is_complete)
-        widths = [fit.representation.width(len(fit.queries.records)) or 0 for fit in pending if fit.checkpoint]
-        # A basis has as many numbers as the adapter for each of its directions.
-        bases = sum(widths) * checkpoint_bytes // CHECKPOINT_PARTS
+    bases, curvature = _of_adapters(plan, config)
     return {
         "free_bytes": shutil.disk_usage(_there(config.output)).free,
         "features_bytes": features,
@@ -215,7 +210,22 @@ def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[s
         "shards": config.shards,
         "checkpoints_bytes": checkpoints,
         "bases_bytes_at_most": bases,
+        "curvature_bytes": curvature,
     }
+
+
+def _of_adapters(plan: Plan, config: RunConfig) -> tuple[int, int]:
+    """Bytes of the bases, at most, and of the curvatures that are still to be made, by the shapes of the adapter."""
+    fits = [one for stage in plan.passes for one in stage.fits if one.checkpoint and not one.artifact.is_complete]
+    prepared = [one for stage in plan.passes for one in stage.preparations if one.checkpoint]
+    prepared = [one for one in prepared if not one.artifact.is_complete]
+    if not fits and not prepared:
+        return 0, 0
+    shapes = max(adapters_of(config, live=None), key=adapter_bytes)
+    return (
+        sum(one.representation.fit_bytes(shapes, one.queries) for one in fits),
+        sum(one.representation.prepare_bytes(shapes) for one in prepared),
+    )
 
 
 def _there(folder: Path) -> Path:

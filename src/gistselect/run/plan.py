@@ -16,6 +16,7 @@ from gistselect.representations.interface import Reads
 from gistselect.run import ingest, warmup
 from gistselect.run.apart import lay_out_apart
 from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
+from gistselect.run.choosing import refuse_unfit
 from gistselect.run.comparing import Compare, plan_comparison
 from gistselect.run.config import LIVE, STAGES, RunConfig, Stage
 from gistselect.run.contamination import Judged, Overlaps, judged_by
@@ -144,8 +145,10 @@ class _Planner:
                 "--until select."
             )
         if needs_model and config.model is None:
-            names = ", ".join(config.representation)
-            raise ConfigError(f"--representation {names} needs a language model; give --model FOLDER or a hub id.")
+            asked = {**config.representations, **(config.rivals if self.trains else {})}
+            reading = [name for name, one in asked.items() if one.reads != "text"]
+            what = f"{', '.join(reading)} cannot do without" if reading else "what follows the selection trains"
+            raise ConfigError(f"{what} a language model; give --model FOLDER or a hub id.")
 
     def _model(self, source: ModelConfig) -> RunModel:
         """The model of this configuration; a live one stands for the run's own."""
@@ -248,6 +251,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         config = self.config
+        refuse_unfit(config.selection, self.representations.values())
         # Targets come first: a misspelt one or an unreadable file must fail before the pool is read.
         tasks = load_tasks(config.target, config.data_dir, config.target_group, config.heldout, config)
         targets = queries(tasks, config.max_queries, config.seed, self.scorer.encoder if self.scorer else None)

@@ -149,6 +149,7 @@ def _room(disk: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:
 _ON_DISK = {
     "checkpoints_bytes": "of checkpoints",
     "bases_bytes_at_most": "of bases at most",
+    "curvature_bytes": "of curvature",
 }
 
 

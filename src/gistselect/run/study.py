@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gistselect.evaluation.verdict import Comparison, verdict_on_row
+from gistselect.evaluation.verdict import BEFORE, Comparison, verdict_on_row
 from gistselect.files import write_json
-from gistselect.run.arms import BEFORE
 from gistselect.run.choosing import Select
 from gistselect.run.engine import Engine
 from gistselect.run.lock import locked

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gistselect.evaluation.verdict import BEFORE
 from gistselect.files import digest
 from gistselect.model.config import ModelConfig
-from gistselect.representations.interface import Reads
+from gistselect.representations.interface import Apart, Reads
 from gistselect.run import ingest
 from gistselect.run.agreement import SAMPLE
-from gistselect.run.arms import BEFORE, FULL, Arm
+from gistselect.run.arms import FULL, Arm
 from gistselect.run.cells import Cell, Checkpoint, Fit, Preparation
 from gistselect.run.comparing import Compare
 from gistselect.run.config import RunConfig
@@ -181,7 +182,8 @@ def _features(plan: Plan) -> Iterator[Work]:
             name = f"what all targets share ({one.representation.title}{where})"
             yield _whole("features", name, fit_rate(plan, one), one.artifact, total, rows.unit, parallel=True)
         for one in group.fits:
-            name = f"queries of {one.queries.target} ({one.representation.title}{where})"
+            aim = ", for the stability" if isinstance(one.queries, Apart) else ""
+            name = f"queries of {one.queries.target} ({one.representation.title}{where}{aim})"
             total, unit = amount_of(one, rows)
             yield _whole("features", name, fit_rate(plan, one), one.artifact, total, unit, parallel=True)
         if group.cells:

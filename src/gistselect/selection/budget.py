@@ -75,11 +75,11 @@ def rows_for_budget(budget: str | int | float, facts: Mapping[str, Any], n_score
         refuse_beyond(budget, there)
         return max(1, int(amount.number * n_scored // there))
     n_pool = facts["n_rows"]
-    n_rows = math.ceil(float(amount.number) * n_pool) if amount.is_share else int(amount.number)
+    n_rows = math.ceil(amount.number * n_pool) if amount.is_share else int(amount.number)
     if n_rows > n_scored:
         raise ConfigError(
-            f"the budget {budget!r} asks for {n_rows:,} rows, but {n_scored:,} of the pool's {n_pool:,} rows have a "
-            f"score; use a budget of at most {n_scored:,}."
+            f"the budget {budget!r} asks for {n_rows:,} rows, but {n_scored:,} of the pool's {n_pool:,} rows can be "
+            f"selected; use a budget of at most {n_scored:,}."
         )
     return n_rows
 

@@ -60,6 +60,10 @@ def load_task(
     """
     if is_file_name(name_or_path) or (name_or_path not in names("task") and os.path.exists(name_or_path)):
         return own_target(name_or_path, group_column, heldout, options)
+    if os.sep in name_or_path:
+        raise ConfigError(
+            f"there is no file {name_or_path!r}, and tasks have no such names: {', '.join(names('task'))}."
+        )
     task = resolve("task", name_or_path)
     if data_dir is None:
         raise ConfigError(f"the target {name_or_path!r} needs --data-dir, the folder that holds its eval/ files.")
