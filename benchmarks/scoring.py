@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from gistselect.data.pool import Pool
 from gistselect.representations.gist import Gist
-from gistselect.representations.interface import Queries
+from gistselect.representations.queries import Queries
 from gistselect.run.cells import ARRAYS, FOLDER, Checkpoint, Keys, lay_out
 from gistselect.run.choosing import Select
 from gistselect.run.ingest import SHARD_ROWS, TOKENS_SCHEMA, RecordRows, TokenRows

@@ -21,7 +21,7 @@ from gistselect.data.pool import Pool
 from gistselect.linalg.similarity import cosine_scores
 from gistselect.linalg.subspace import group_means
 from gistselect.representations.gist import Gist
-from gistselect.representations.interface import Queries
+from gistselect.representations.queries import Queries
 from gistselect.run.cells import ARRAYS, FOLDER, Checkpoint, Keys, lay_out
 from gistselect.run.choosing import SELECTION, Select
 from gistselect.run.ingest import SHARD_ROWS, RecordRows, TokenRows

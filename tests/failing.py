@@ -12,15 +12,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from gistselect.representations.interface import (
-    Features,
-    Fitted,
-    FloatArray,
-    Prepared,
-    Queries,
-    Representation,
-    Scores,
-)
+from gistselect.representations.interface import Features, Fitted, FloatArray, Prepared, Representation, Scores
+from gistselect.representations.queries import Queries
 from gistselect.run.store import Artifact
 from gistselect.types import Record
 

@@ -16,7 +16,7 @@ import pytest
 
 from failing import Failing
 from gistselect.errors import ConfigError, GistSelectError
-from gistselect.representations.interface import Queries
+from gistselect.representations.queries import Queries
 from gistselect.run import ingest as ingest_stage
 from gistselect.run.cells import Keys, lay_out
 from gistselect.run.config import RunConfig

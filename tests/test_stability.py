@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gistselect.cli import main
 from gistselect.linalg.bootstrap import cosine_of_means, drawn_counts, mean_of_cosines
-from gistselect.representations.interface import Features, Queries
+from gistselect.representations.interface import Features
+from gistselect.representations.queries import Queries
 from gistselect.representations.specification import label
 from gistselect.run import ingest, passes, stability
 from gistselect.run.apart import counts_of, set_apart

@@ -19,8 +19,9 @@ from gistselect.errors import DataError
 from gistselect.linalg.hashing import fingerprints, mixed
 from gistselect.representations.bm25 import BM25
 from gistselect.representations.dsir import DSIR
-from gistselect.representations.interface import Features, Queries, Representation
+from gistselect.representations.interface import Features, Representation
 from gistselect.representations.length import Length, _bins
+from gistselect.representations.queries import Queries
 from gistselect.representations.random import Random
 from gistselect.types import Message, Record
 from reference_errors import assert_like_reference

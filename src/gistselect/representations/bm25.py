@@ -18,15 +18,8 @@ from pydantic import Field
 
 from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
-from gistselect.representations.interface import (
-    Fitted,
-    FloatArray,
-    KeptApart,
-    Prepared,
-    Queries,
-    ScoredText,
-    TextSource,
-)
+from gistselect.representations.interface import Fitted, FloatArray, KeptApart, Prepared, ScoredText, TextSource
+from gistselect.representations.queries import Queries
 from gistselect.types import Record
 
 

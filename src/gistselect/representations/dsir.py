@@ -28,15 +28,8 @@ from pydantic import Field
 from gistselect.data.words import text_of, words
 from gistselect.errors import DataError
 from gistselect.linalg.hashing import fingerprints, mixed
-from gistselect.representations.interface import (
-    Apart,
-    Fitted,
-    FloatArray,
-    Prepared,
-    Queries,
-    ScoredText,
-    TextSource,
-)
+from gistselect.representations.interface import Fitted, FloatArray, Prepared, ScoredText, TextSource
+from gistselect.representations.queries import Apart, Queries
 from gistselect.streams import Stream, uniforms
 from gistselect.types import Example, Record
 

@@ -25,19 +25,18 @@ from gistselect.linalg.similarity import share_in_span
 from gistselect.model.sketch_size import NUMBER, Shapes, adapter_bytes
 from gistselect.representations.interface import (
     NO_GRADIENT,
-    Apart,
     Features,
     Fitted,
     FloatArray,
     GradientSource,
     KeptApart,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
     have_gradients,
 )
+from gistselect.representations.queries import Apart, Queries
 from gistselect.streams import Stream, generator
 from gistselect.types import Example
 

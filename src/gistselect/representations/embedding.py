@@ -27,12 +27,12 @@ from gistselect.representations.interface import (
     Fitted,
     FloatArray,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
     TextSource,
 )
+from gistselect.representations.queries import Queries
 from gistselect.types import Record
 
 if TYPE_CHECKING:

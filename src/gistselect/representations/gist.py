@@ -31,12 +31,12 @@ from gistselect.representations.interface import (
     FloatArray,
     GradientSource,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
     have_gradients,
 )
+from gistselect.representations.queries import Queries
 from gistselect.types import Example
 
 BASIS = "basis"

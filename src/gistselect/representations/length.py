@@ -19,15 +19,8 @@ from pydantic import Field
 
 from gistselect.data.words import text_of, words
 from gistselect.linalg.hashing import fingerprints
-from gistselect.representations.interface import (
-    Fitted,
-    FloatArray,
-    KeptApart,
-    Prepared,
-    Queries,
-    ScoredText,
-    TextSource,
-)
+from gistselect.representations.interface import Fitted, FloatArray, KeptApart, Prepared, ScoredText, TextSource
+from gistselect.representations.queries import Queries
 from gistselect.streams import Stream, uniforms
 from gistselect.types import Example, Record
 

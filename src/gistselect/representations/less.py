@@ -30,12 +30,12 @@ from gistselect.representations.interface import (
     FloatArray,
     GradientSource,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
     have_gradients,
 )
+from gistselect.representations.queries import Queries
 
 
 class Less(Representation):

@@ -24,11 +24,11 @@ from gistselect.representations.interface import (
     FloatArray,
     HiddenSource,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
 )
+from gistselect.representations.queries import Queries
 from gistselect.types import Example
 
 

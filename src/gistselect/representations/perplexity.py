@@ -23,11 +23,11 @@ from gistselect.representations.interface import (
     FloatArray,
     HiddenSource,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
 )
+from gistselect.representations.queries import Queries
 from gistselect.streams import Stream, generator
 from gistselect.types import Example
 

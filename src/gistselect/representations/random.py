@@ -22,12 +22,12 @@ from gistselect.representations.interface import (
     Fitted,
     FloatArray,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
     TextSource,
 )
+from gistselect.representations.queries import Queries
 from gistselect.streams import Stream, uniforms
 from gistselect.types import Record
 

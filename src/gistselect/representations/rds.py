@@ -23,11 +23,11 @@ from gistselect.representations.interface import (
     FloatArray,
     HiddenSource,
     Prepared,
-    Queries,
     Reads,
     Representation,
     Scores,
 )
+from gistselect.representations.queries import Queries
 
 
 class RDS(Representation):

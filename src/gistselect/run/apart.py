@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from gistselect.files import digest
 from gistselect.linalg.bootstrap import Mixture, drawn_counts
-from gistselect.representations.interface import Apart, KeptApart, Queries, Representation
+from gistselect.representations.interface import KeptApart, Representation
+from gistselect.representations.queries import Apart, Queries
 from gistselect.run.cells import Checkpoint, Column, Keys, lay_out
 from gistselect.run.store import Store
 from gistselect.streams import Stream, generator

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.files import replacing_folder
-from gistselect.representations.interface import Fitted, Prepared, Queries, Reads, Representation
+from gistselect.representations.interface import Fitted, Prepared, Reads, Representation
+from gistselect.representations.queries import Queries
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.store import Artifact, Store, verify
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gistselect.errors import ArtifactMismatchError
-from gistselect.representations.interface import Apart
+from gistselect.representations.queries import Apart
 from gistselect.run.cells import Fit, Preparation
 from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter

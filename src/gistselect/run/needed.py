@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gistselect.representations.interface import Apart
+from gistselect.representations.queries import Apart
 from gistselect.run.methods import Method
 from gistselect.run.plan import Plan
 

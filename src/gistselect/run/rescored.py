@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gistselect.linalg.bootstrap import Mixture
-from gistselect.representations.interface import Apart, Features, Fitted, Representation
+from gistselect.representations.interface import Features, Fitted, Representation
+from gistselect.representations.queries import Apart
 from gistselect.run.apart import counts_of, mixture_of
 from gistselect.run.cells import Cell, Column, load_fit
 from gistselect.run.passes import read_features

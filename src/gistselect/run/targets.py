@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gistselect.data.config import ReadOptions
 from gistselect.data.stored import record_json
 from gistselect.errors import ConfigError, DataError
-from gistselect.representations.interface import Queries
+from gistselect.representations.queries import Queries
 from gistselect.tasks import heldout_records, load_task, sample_groups
 from gistselect.tasks.custom import Custom
 from gistselect.types import Record, Rejected, Task

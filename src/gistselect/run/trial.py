@@ -11,14 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gistselect.representations.interface import (
-    Apart,
-    Features,
-    Fitted,
-    Prepared,
-    Queries,
-    Representation,
-)
+from gistselect.representations.interface import Features, Fitted, Prepared, Representation
+from gistselect.representations.queries import Apart, Queries
 from gistselect.run.cells import Cell, Fit, Preparation, load_fit
 from gistselect.run.ingest import RecordRows, TokenRows
 from gistselect.run.passes import collect

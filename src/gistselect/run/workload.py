@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gistselect.evaluation.verdict import BEFORE
 from gistselect.files import digest
 from gistselect.model.config import ModelConfig
-from gistselect.representations.interface import Apart, Reads
+from gistselect.representations.interface import Reads
+from gistselect.representations.queries import Apart
 from gistselect.run import ingest
 from gistselect.run.agreement import SAMPLE
 from gistselect.run.arms import FULL, Arm
