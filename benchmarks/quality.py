@@ -36,6 +36,7 @@ def main(
     data: Path = SHARED / "full",
     demo: bool = False,
     small: bool = False,
+    choices: bool = False,
     cpu: bool = False,
     full: bool = False,
     seed: int = 0,
@@ -55,6 +56,9 @@ def main(
         The embedded 3.7 M-parameter model instead, every representation, three targets; give --data .../small.
     small:
         One target, six representations, three seeds: at most 90 minutes on two CPU cores.
+    choices:
+        The embedded model, the three targets on which it can tell methods apart, four methods under every kind of
+        selector at budgets of 1 and 5 %.
     cpu:
         The table that a CPU can fill in a few days, in pieces.
     full:
@@ -72,9 +76,10 @@ def main(
     results:
         Folder for the JSON file.
     """
-    chosen = [name for name, wanted in (("demo", demo), ("small", small), ("cpu", cpu), ("full", full)) if wanted]
+    sizes = {"demo": demo, "small": small, "choices": choices, "cpu": cpu, "full": full}
+    chosen = [name for name, wanted in sizes.items() if wanted]
     if len(chosen) != 1:
-        raise SystemExit("give one of --demo, --small, --cpu and --full.")
+        raise SystemExit(f"give one of {', '.join(f'--{name}' for name in sizes)}.")
     torch.set_num_threads(threads)
     name = chosen[0]
     size, folder = SIZES[name], work / f"{name}-{seed}"

@@ -56,6 +56,13 @@ SIZES: dict[str, Size] = {
         options={**REAL, **DRAWN, **SEEDS, "budgets": [64], "max_queries": 60},
         pool_rows=600,
     ),
+    "choices": Size(
+        heldout={"gsm8k": 40, "pubmedqa": 40, "law": 40},
+        methods=("gist", "less:nonzeros=8", "rds", "bm25"),
+        options={**DEMO, **DRAWN, **SEEDS, **SELECTORS, "max_queries": 60},
+        pool_rows=1500,
+        demo=True,
+    ),
     "cpu": Size(
         heldout={"gsm8k": 60, "mmlu": 1, "bbh": 2, "xqa": 12, "pubmedqa": 60, "code": 60, "law": 60},
         methods=("gist", "less:nonzeros=8", "ekfac", "loss_drop", "rds", "bm25", "dsir"),
