@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cascade_result import cascade_block
+from choices_result import choices_block
 from reliability_results import RELIABILITY
+from repeat_result import repeat_block
 from result_format import (
     DOCS,
     NOT_YET,
@@ -74,11 +76,15 @@ def _arm(one: Mapping[str, Any], sources: Mapping[str, float] | None, pool: Mapp
         difference(one["against"].get(BEFORE)),
         difference(one["against"].get(RANDOM)),
         difference(one["against"].get("BM25")),
-        f"{cost['selection_seconds']:,.0f}" if cost else "",
+        _seconds(cost["selection_seconds"]) if cost else "",
         "" if ratio is None else f"{ratio:.2g}",
         f"{cost['bytes_per_row']:,.0f}" if cost else "",
         "" if known is None else f"{sum(known.get(name, 0.0) for name in MATHEMATICS):.0%}",
     ]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:.1g}"
 
 
 def small_block() -> str:
@@ -298,6 +304,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "headroom": headroom_block,
     "why": why_block,
     "cascade": cascade_block,
+    "choices": choices_block,
+    "repeat": repeat_block,
     "speed": speed_block,
     "files": files_block,
     **RELIABILITY,
