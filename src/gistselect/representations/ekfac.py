@@ -35,6 +35,7 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
     have_gradients,
+    in_place,
 )
 from gistselect.representations.queries import Apart, Queries
 from gistselect.streams import Stream, generator
@@ -158,15 +159,14 @@ class EKFAC(Representation):
         `captured_energy` is the share of the squared gradient within the span of a target's directions.
         """
         usable = have_gradients(shard)
-        total = np.full((len(usable), len(fitted[0].groups)), np.nan)
-        energy = np.full(len(usable), np.nan)
-        total[usable] = energy[usable] = 0.0
+        total = np.zeros((len(usable), len(fitted[0].groups)))
+        energy = np.zeros(len(usable))
         for one, fit, weight in zip(shard, fitted, weights, strict=True):
-            values = one.values[usable].astype(np.float64)
-            norms = one.measured["gradient_norm"][usable].astype(np.float64)
-            total[usable] += weight * (values / norms[:, None] if self.divide_by_norm else values)
-            energy[usable] += weight * share_in_span(values, fit.arrays["gram"], norms)
-        return Scores(values=total, columns={"captured_energy": energy})
+            values, norms = in_place(one.values, usable), in_place(one.measured["gradient_norm"], usable, 1.0)
+            total += weight * (values / norms[:, None] if self.divide_by_norm else values)
+            energy += weight * share_in_span(values, fit.arrays["gram"], norms)
+        columns = {"captured_energy": in_place(energy, usable, np.nan)}
+        return Scores(values=in_place(total, usable, np.nan), columns=columns)
 
     def null_level(self, fitted: Sequence[Fitted], weights: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Best scores (n_draws,) of normal gradients of mean zero that have the curvature's second moments."""

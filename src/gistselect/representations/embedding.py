@@ -31,6 +31,8 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
     TextSource,
+    have_length,
+    in_place,
 )
 from gistselect.representations.queries import Queries
 from gistselect.types import Record
@@ -124,10 +126,9 @@ class Embedding(Representation):
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Means of cosines."""
         (features,), (fit,) = shard, fitted
-        usable = np.isfinite(features.values).all(axis=1) & (np.linalg.norm(features.values, axis=1) > 0)
-        total = np.full((len(usable), len(fit.groups)), np.nan)
-        cosines = cosine_scores(features.values[usable], fit.arrays["query_features"])
-        total[usable] = mean_of_columns(cosines, fit.arrays["group"])
+        usable = have_length(features.values)
+        cosines = cosine_scores(in_place(features.values, usable), fit.arrays["query_features"])
+        total = in_place(mean_of_columns(cosines, fit.arrays["group"]), usable, np.nan)
         return Scores(values=total)
 
     def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:

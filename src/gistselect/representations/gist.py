@@ -35,6 +35,7 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
     have_gradients,
+    in_place,
 )
 from gistselect.representations.queries import Queries
 from gistselect.types import Example
@@ -203,14 +204,13 @@ class Gist(GistOptions, Representation):
             _captured_energy(values, one.measured["gradient_norm"]) for values, one in zip(features, shard, strict=True)
         ]
         usable = have_gradients(shard)
-        total = np.full((len(usable), len(fitted[0].groups)), np.nan)
-        total[usable] = scores(
-            [values[usable] for values in features],
+        total = scores(
+            [in_place(values, usable) for values in features],
             [fit.arrays["target_features"] for fit in fitted],
             weights,
-            [energy[usable] for energy in energies] if self.energy_weighting else None,
+            [in_place(energy, usable) for energy in energies] if self.energy_weighting else None,
         )
-        return Scores(values=total, columns={"captured_energy": weights @ np.stack(energies)})
+        return Scores(values=in_place(total, usable, np.nan), columns={"captured_energy": weights @ np.stack(energies)})
 
     @property
     def own_space(self) -> bool:

@@ -80,6 +80,20 @@ def have_gradients(shard: Sequence[Features]) -> NDArray[np.bool_]:
     )
 
 
+def have_length(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(n,) which rows of features (n, width) are finite and not zero."""
+    return np.isfinite(values).all(axis=1) & (np.linalg.norm(values, axis=1) > 0)
+
+
+def in_place(values: NDArray[np.floating], usable: NDArray[np.bool_], instead: float = 0.0) -> FloatArray:
+    """The values (n, ...) in float64, with `instead` for a row that is not usable.
+
+    It is not left out, because a product of matrices may round a row by where it stands among the others: a broken row
+    would move the scores of sound ones, in the last digit, on some processors.
+    """
+    return np.where(usable.reshape(-1, *[1] * (values.ndim - 1)), values, instead).astype(np.float64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of a shard for one target; a row that cannot be scored is NaN in all of them."""

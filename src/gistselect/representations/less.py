@@ -34,6 +34,7 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
     have_gradients,
+    in_place,
 )
 from gistselect.representations.queries import Queries
 
@@ -122,15 +123,15 @@ class Less(Representation):
         `captured_energy` is the share of the squared projected update within the span of the projected queries.
         """
         usable = have_gradients(shard)
-        total = np.full((len(usable), len(fitted[0].groups)), np.nan)
-        energy = np.full(len(usable), np.nan)
-        total[usable] = energy[usable] = 0.0
+        total = np.zeros((len(usable), len(fitted[0].groups)))
+        energy = np.zeros(len(usable))
         for one, fit, weight in zip(shard, fitted, weights, strict=True):
             queries = units(fit.arrays["query_features"])
-            cosines = cosine_scores(one.values[usable], fit.arrays["query_features"])
-            total[usable] += weight * mean_of_columns(cosines, fit.arrays["group"])
-            energy[usable] += weight * share_in_span(cosines, queries @ queries.T, np.ones(len(cosines)))
-        return Scores(values=total, columns={"captured_energy": energy})
+            cosines = cosine_scores(in_place(one.values, usable), fit.arrays["query_features"])
+            total += weight * mean_of_columns(cosines, fit.arrays["group"])
+            energy += weight * share_in_span(cosines, queries @ queries.T, np.ones(len(cosines)))
+        columns = {"captured_energy": in_place(energy, usable, np.nan)}
+        return Scores(values=in_place(total, usable, np.nan), columns=columns)
 
     def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
         """Means of cosines; the space of the features knows nothing of the queries."""

@@ -26,6 +26,8 @@ from gistselect.representations.interface import (
     Reads,
     Representation,
     Scores,
+    have_length,
+    in_place,
 )
 from gistselect.representations.queries import Queries
 
@@ -73,10 +75,9 @@ class RDS(Representation):
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Means of cosines."""
         (features,), (fit,) = shard, fitted
-        usable = np.isfinite(features.values).all(axis=1) & (np.linalg.norm(features.values, axis=1) > 0)
-        total = np.full((len(usable), len(fit.groups)), np.nan)
-        cosines = cosine_scores(features.values[usable], fit.arrays["query_features"])
-        total[usable] = mean_of_columns(cosines, fit.arrays["group"])
+        usable = have_length(features.values)
+        cosines = cosine_scores(in_place(features.values, usable), fit.arrays["query_features"])
+        total = in_place(mean_of_columns(cosines, fit.arrays["group"]), usable, np.nan)
         return Scores(values=total)
 
     def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
