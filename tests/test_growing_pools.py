@@ -24,6 +24,7 @@ from gistselect.run.engine import Scheduled
 from gistselect.run.local import LocalCrew, devices
 from gistselect.run.planning import plan_run
 from gistselect.run.progress import SilentReporter
+from gistselect.run.rates import Spent
 from gistselect.run.reading import ReadPool
 from gistselect.run.scheduling import Limits
 from gistselect.run.store import LOST, Artifact, Store, write_table
@@ -269,6 +270,16 @@ def test_an_embedding_is_taken_over_and_what_the_pool_determines_is_not(
     n = {name: count - 1 for name, count in ROWS.items()}
     run(values, pool=paths(files, "ac"))
     assert taken_by == {"embedding": n["a"] + n["c"], "bm25": n["a"] + n["c"]}
+    # A plan counts each by its own rows: on a clock that an embedding moves by 100 and BM25 by 1 a row.
+    planned = plan_run(
+        RunConfig.from_values({**values, "pool": paths(files, "abc")}),
+        SilentReporter(),
+        seconds=1e9,
+        clock=lambda: Spent(wall=100.0 * taken_by["embedding"] + taken_by["bm25"]),
+    )
+    (piece,) = (one for one in planned["forecast"]["work"] if one["name"] == "pool text (Embedding, BM25)")
+    assert piece["left"] == piece["total"] == sum(n.values())
+    assert piece["seconds"] == pytest.approx(100 * n["b"] + sum(n.values()), rel=0.05)
     taken_by.clear()
     reporter = RecordingReporter()
     grown = run(values, reporter, pool=paths(files, "abc"))

@@ -14,10 +14,12 @@ import pytest
 from gistselect.cli import main
 from gistselect.model.config import ModelConfig
 from gistselect.registry import names
+from gistselect.run import ingest
 from gistselect.run.calibration import Calibration
-from gistselect.run.config import RunConfig
+from gistselect.run.config import RunConfig, Stage
 from gistselect.run.outlook import START, forecast_of, speed_up
 from gistselect.run.overview import segments
+from gistselect.run.pipeline import _foretell
 from gistselect.run.plan import make_plan
 from gistselect.run.planning import plan_run
 from gistselect.run.progress import SilentReporter
@@ -153,6 +155,39 @@ def test_of_an_interrupted_pass_the_missing_shards_are_left(
     assert part["total"] == sum(plan.tokens.rows.amounts)
 
 
+def test_lengths_are_read_for_what_is_left_alone_and_once(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begins with its forecast: of a pool of many shards that must not cost a reading of them all."""
+    monkeypatch.setattr(ingest, "SHARD_ROWS", 10)
+    read: list[str] = []
+    table = ingest.read_table
+
+    def counted(path: Path, *columns: Any) -> Any:
+        read.extend([path.name] * path.parent.name.startswith("tokens-"))
+        return table(path, *columns)
+
+    heldout = write_rows(tmp_path / "heldout.jsonl", [row("What is 52?", "It is 52.")])
+    finetune = {"adapter": {"rank": 2}, "global_batch_size": 4}
+    values = RunConfig.from_values({**config, "heldout": (str(heldout),), "finetune": finetune})
+    everything = [f"shard-{index:05d}.parquet" for index in range(6)]
+
+    def foretold(last: Stage) -> list[str]:
+        read.clear()
+        _foretell(make_plan(values, last, None), values, SilentReporter())
+        return sorted(read)
+
+    run(config, until="ingest")
+    monkeypatch.setattr(ingest, "read_table", counted)
+    assert foretold("evaluate") == everything, "operations of the warm-up are counted"
+    run(config, until="warmup")
+    assert foretold("evaluate") == [], "nobody knows how long a fine-tuning takes"
+    works = workload(make_plan(values, "evaluate", None), values)
+    save_rates(config["output"] / "artifacts", {one.rate: RATE for one in works})
+    assert foretold("evaluate") == everything
+    assert foretold("select") == []
+
+
 def test_the_proof_is_in_the_forecast(config: dict[str, Any], tmp_path: Path) -> None:
     heldout = write_rows(tmp_path / "heldout.jsonl", [row("What is 52?", "It is 52."), row("What is 57?", "57.")])
     finetune = {"adapter": {"rank": 2}, "global_batch_size": 4}
@@ -169,7 +204,7 @@ def test_the_proof_is_in_the_forecast(config: dict[str, Any], tmp_path: Path) ->
 
 
 def work(**changes: Any) -> Work:
-    values = {"stage": "features", "name": "pass", "rate": "pass", "unit": "tokens", "total": 1000, "left": 1000}
+    values = {"stage": "features", "name": "pass", "rate": "pass", "unit": "tokens", "amount": 1000}
     return Work(**{**values, **changes})
 
 
@@ -181,8 +216,8 @@ def test_a_forecast_is_what_is_left_at_its_rate() -> None:
         return forecast_of(works, {"pass": RATE}, workers)["total"]["seconds"]
 
     assert seconds(work()) == pytest.approx(3 + 10)
-    assert seconds(work(left=500)) == pytest.approx(3 + 5)
-    assert seconds(work(left=0)) == 0
+    assert seconds(work(missing=500)) == pytest.approx(3 + 5)
+    assert seconds(work(missing=0)) == 0
     assert seconds(work(), work(name="other")) == pytest.approx(26)
     assert seconds(work(parallel=True), workers=4) == pytest.approx(3 + 2.5)
     assert seconds(work(), workers=4) == pytest.approx(13), "not everything is shared"
@@ -255,7 +290,9 @@ def test_a_prefilter_has_passes_of_its_own_and_spares_the_rest(config: dict[str,
 def test_every_method_is_planned_for_several_targets(config: dict[str, Any], tmp_path: Path) -> None:
     other = write_rows(tmp_path / "others.jsonl", [row("What is 3 and 4?", "7."), row("And 8 and 9?", "17.")])
     methods = ("gist", "bm25", "dsir", "rds", "loss_drop")
-    document = planned(config, target=(*config["target"], str(other)), representation=methods)
+    document = planned(
+        config, target=(*config["target"], str(other)), representation=methods, prefilter="bm25:50%", prefilter_sample=5
+    )
     assert [one["name"] for one in document["forecast"]["work"] if one["seconds"] is None] == []
     fits = [name for name in states(document) if name.startswith("queries of others (")]
     assert len([name for name in fits if "for the stability" not in name]) == len(methods)

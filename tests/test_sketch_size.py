@@ -10,7 +10,7 @@ import pytest
 
 from gistselect.cli import main
 from gistselect.errors import ConfigError
-from gistselect.model.adapter_shapes import shapes_live, shapes_planned, shapes_stored
+from gistselect.model.adapter_shapes import NamedShapes, shapes_live, shapes_planned, shapes_stored
 from gistselect.model.adapters import AdapterConfig, attach_adapter
 from gistselect.model.engine_config import SketchConfig
 from gistselect.model.gradients import GradientEngine
@@ -33,6 +33,10 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         bare = load_model(ModelConfig(path=str(tiny_model)))
         attach_adapter(bare, AdapterConfig(rank=4), seed=seed).model.save_pretrained(folder / name)
     return folder / "one"
+
+
+def matrices(shapes: NamedShapes) -> list[tuple[int, int]]:
+    return sorted(shapes.values())
 
 
 def budget(text: str) -> SketchBudget:
@@ -95,12 +99,12 @@ def test_nonsense_is_refused_in_a_sentence(text: Any, config: dict[str, Any]) ->
 def test_shapes_are_known_before_any_weight(tiny_model: Path, adapter: Path) -> None:
     """Of an adapter that is to be made, of one that is stored, and as the engine has them."""
     planned = shapes_planned(ModelConfig(path=str(tiny_model)), AdapterConfig(rank=4))
-    assert sorted(shapes_stored(adapter)) == sorted(planned)
+    assert matrices(shapes_stored(adapter)) == matrices(planned)
     several: list[dict[str, Any]] = [{}, {"dora": True}, {"target_modules": ("all-linear",)}]
     for options in several:
         live = language_model(FAMILIES["llama"], **options)
         with GradientEngine(live) as engine:
-            assert sorted(shapes_live(live)) == sorted(block.shape for block in engine.parameters)
+            assert shapes_live(live) == {block.name: block.shape for block in engine.parameters}
 
 
 def test_no_weight_is_made_for_the_shapes_of_a_large_model(tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def test_no_weight_is_made_for_the_shapes_of_a_large_model(tmp_path: Path) -> No
         (tmp_path / name).write_text(text)
     shapes = shapes_planned(ModelConfig(path=str(tmp_path)), AdapterConfig(rank=128, dora=False))
     assert len(shapes) == 2 * 4 * 80
-    assert sum(out * inner for out, inner in shapes) == 524_288_000
+    assert sum(out * inner for out, inner in shapes.values()) == 524_288_000
 
 
 def keys(config: dict[str, Any], **changes: Any) -> set[str]:
@@ -122,7 +126,7 @@ def keys(config: dict[str, Any], **changes: Any) -> set[str]:
 def test_a_budget_is_the_run_of_the_width_that_follows(config: dict[str, Any], adapter: Path) -> None:
     """All keys are those of the width, so all numbers are: of warm-ups and of given adapters, in either place of the
     option, and whoever computes. The bytes of 1,024 rows count, not those of the pool or of a number format."""
-    asked = f"{int(sketch_bytes(shapes_stored(adapter), 17)) / 1e3}kB"
+    asked = f"{int(sketch_bytes(matrices(shapes_stored(adapter)), 17)) / 1e3}kB"
     for given in ({}, {"adapter": str(adapter)}, {"checkpoints": (str(adapter), str(adapter.with_name("twin")))}):
         options = {**config, **given}
         by_width = keys(options, sketch=17)
@@ -135,7 +139,7 @@ def test_a_budget_is_the_run_of_the_width_that_follows(config: dict[str, Any], a
             RunConfig.from_values({**config, "sketch": "50MB", "dtype": "bfloat16"}), "select", None
         ).methods
     )
-    assert wide.model_dump()["sketch"] == budget("50MB").width(shapes_stored(adapter))
+    assert wide.model_dump()["sketch"] == budget("50MB").width(matrices(shapes_stored(adapter)))
 
 
 def test_the_command_takes_widths_and_budgets(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

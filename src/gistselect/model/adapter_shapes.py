@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,20 +13,22 @@ from gistselect.model.config import ModelConfig
 if TYPE_CHECKING:
     from gistselect.model.adapters import AdapterConfig
     from gistselect.model.loading import LanguageModel
-    from gistselect.model.sketch_size import Shapes
+
+NamedShapes = Mapping[str, tuple[int, int]]
+"""Rows and columns of each matrix, by the name of its parameter."""
 
 
-def shapes_stored(reference: str | Path) -> Shapes:
+def shapes_stored(reference: str | Path) -> NamedShapes:
     """Those of a stored adapter. Raises `ModelError` if it is missing or damaged."""
     return _matrices((name, shape) for name, shape in stored_shapes(locate_adapter(reference)).items())
 
 
-def shapes_live(model: LanguageModel) -> Shapes:
+def shapes_live(model: LanguageModel) -> NamedShapes:
     """Those of a model that has its adapter."""
     return _matrices((name, tuple(value.shape)) for name, value in model.model.named_parameters())
 
 
-def shapes_planned(model: ModelConfig, adapter: AdapterConfig) -> Shapes:
+def shapes_planned(model: ModelConfig, adapter: AdapterConfig) -> NamedShapes:
     """Those that a fresh adapter will have on a model. Raises `ModelError` as attaching it would."""
     import torch
 
@@ -38,7 +40,10 @@ def shapes_planned(model: ModelConfig, adapter: AdapterConfig) -> Shapes:
         return shapes_live(attach_adapter(bare, adapter, seed=0))
 
 
-def _matrices(parameters: Iterable[tuple[str, tuple[int, ...]]]) -> Shapes:
+def _matrices(parameters: Iterable[tuple[str, tuple[int, ...]]]) -> NamedShapes:
     """As gradients are taken of them: a vector is one row."""
-    shapes = [shape for name, shape in parameters if "lora_" in name]
-    return [(shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape)) for shape in shapes]
+    return {
+        name: (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
+        for name, shape in parameters
+        if "lora_" in name
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,17 +115,21 @@ class Room:
 
 
 def room_for_bases(
-    memory_gb: float | None, blocks: Sequence[ParameterBlock], devices: Sequence[torch.device]
+    memory_gb: float | None,
+    blocks: Sequence[ParameterBlock],
+    devices: Sequence[torch.device],
+    coming: Mapping[torch.device, float] | None = None,
 ) -> Room | None:
     """Room for bases of which each block lies on its device; None: without limit.
 
     A device gives `memory_gb` or, on a GPU, half of what is free now, before there are any bases: the other half is
-    left to activations. With several devices the one that has the least for its share of the parameters decides.
+    left to activations. `coming` says which bytes of it a model will take that is not there yet. With several devices
+    the one that has the least for its share of the parameters decides.
     """
     shares: dict[torch.device, int] = {}
     for block, device in zip(blocks, devices, strict=True):
         shares[device] = shares.get(device, 0) + block.size
-    limits = {device: _free_half(device) if memory_gb is None else memory_gb * 1e9 for device in shares}
+    limits = {device: _free_half(device, coming or {}) if memory_gb is None else memory_gb * 1e9 for device in shares}
     known = {device: limit for device, limit in limits.items() if limit is not None}
     if not known:
         return None
@@ -134,8 +138,8 @@ def room_for_bases(
     return Room(together=together, piece=min(known.values()))
 
 
-def _free_half(device: torch.device) -> float | None:
+def _free_half(device: torch.device, coming: Mapping[torch.device, float]) -> float | None:
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + unused) / 2
+    return max(0.0, torch.cuda.mem_get_info(device)[0] + unused - coming.get(device, 0.0)) / 2

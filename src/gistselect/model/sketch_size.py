@@ -81,11 +81,6 @@ def parse_sketch(value: int | str) -> int | SketchBudget:
     return SketchBudget(text=text, share=number / 100)
 
 
-def adapter_bytes(shapes: Shapes) -> int:
-    """Bytes of a direction as long as the adapter, in float32."""
-    return NUMBER * sum(out * inner for out, inner in shapes)
-
-
 def sketch_numbers(shapes: Shapes, width: int | np.ndarray) -> np.ndarray:
     """d(w) = Σ min(out, w) · min(in, w) over the matrices: numbers that a sketch of that width keeps of a row."""
     counted = Counter(shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gistselect.errors import ModelError
@@ -62,3 +62,22 @@ def layer_places(skeleton: Any, cards: Sequence[torch.device], dtype: torch.dtyp
             f"{sum(free.values()) / 1e9:.1f} GB ({left[0]!r} would not fit); use more --cards or a narrower --dtype."
         )
     return {name: str(cards[card]) for name, card in places.items()}
+
+
+def weight_bytes(
+    config: ModelConfig, places: Mapping[str, torch.device], dtype: torch.dtype
+) -> dict[torch.device, float]:
+    """Bytes that the weights of a model take of each card; what is tied counts once. Raises as `model_skeleton`."""
+    from gistselect.model.loading import model_skeleton
+
+    found: dict[torch.device, float] = {}
+    for name, value in model_skeleton(config).named_parameters():
+        card = places[part_of(name, places)]
+        found[card] = found.get(card, 0) + value.numel() * dtype.itemsize
+    return found
+
+
+def part_of(name: str, places: Mapping[str, Any]) -> str:
+    """The part of a model, as `layer_places` names it, that a parameter of it or of an adapter on it belongs to."""
+    name = name.removeprefix("base_model.model.")
+    return max((part for part in places if not part or name == part or name.startswith(f"{part}.")), key=len)

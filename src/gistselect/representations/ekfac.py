@@ -22,7 +22,7 @@ from pydantic import Field
 
 from gistselect.errors import DataError
 from gistselect.linalg.similarity import share_in_span
-from gistselect.model.sketch_size import NUMBER, Shapes, adapter_bytes
+from gistselect.model.sketch_size import NUMBER, Shapes
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Features,
@@ -87,13 +87,13 @@ class EKFAC(Representation):
         """One number for each group; at most one a query."""
         return n_queries
 
+    def directions(self, queries: Queries) -> int:
+        """One for each group."""
+        return len(queries.group_names)
+
     def passes(self, n_queries: int, at: GradientSource) -> int:
         """At most one for each part of a basis with a column a query."""
         return at.engine.basis_passes(n_queries)
-
-    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
-        """A direction as large as the adapter for each group."""
-        return len(queries.group_names) * adapter_bytes(shapes)
 
     def prepare_bytes(self, shapes: Shapes) -> int:
         """Two square matrices of eigenvectors for each matrix, and its eigenvalues."""

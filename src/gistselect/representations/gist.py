@@ -23,7 +23,7 @@ from gistselect.linalg.bootstrap import Mixture, cosine_of_means
 from gistselect.linalg.similarity import cosine_scores, null_scores
 from gistselect.linalg.subspace import Subspace, factor_gram, group_means
 from gistselect.model.engine_config import SketchConfig
-from gistselect.model.sketch_size import Shapes, SketchBudget, adapter_bytes, parse_sketch
+from gistselect.model.sketch_size import Shapes, SketchBudget, parse_sketch
 from gistselect.representations.interface import (
     NO_GRADIENT,
     Features,
@@ -116,11 +116,13 @@ class Gist(GistOptions, Representation):
 
     @cached_property
     def sketch_config(self) -> SketchConfig | None:
-        """How gradients are sketched; None for exact ones. The width must be known, see `on_adapters`."""
-        if self.sketch is None:
-            return None
-        assert isinstance(self.sketch, int)
-        return SketchConfig(dimension=self.sketch, seed=self.seed)
+        """How gradients are sketched; None for exact ones. A budget must have become a width, see `on_adapters`."""
+        return None if self.sketch_width is None else SketchConfig(dimension=self.sketch_width, seed=self.seed)
+
+    @property
+    def sketch_width(self) -> int | None:
+        assert not isinstance(self.sketch, str)
+        return self.sketch
 
     def on_adapters(self, shapes: Callable[[], Sequence[Shapes]]) -> Self:
         """A budget becomes the width that keeps within it at every checkpoint; see `SketchBudget.width`."""
@@ -134,18 +136,16 @@ class Gist(GistOptions, Representation):
             return None
         return min(self.rank, n_queries) if isinstance(self.rank, int) else n_queries
 
+    def directions(self, queries: Queries) -> int:
+        """The rank, but of a sketch none."""
+        return 0 if self.sketch is not None else self.width(len(queries.records)) or 0
+
     def passes(self, n_queries: int, at: GradientSource) -> int:
         """One sketch, or the passes of the Gram matrix and of a basis of full rank at the most."""
         if self.sketch_config:
             return 1
         rank = self.rank if isinstance(self.rank, int) else n_queries
         return at.engine.gram_passes(n_queries) + at.engine.basis_passes(min(rank, n_queries))
-
-    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
-        """An exact basis is as many adapters as its rank; a sketched one is small."""
-        if self.sketch_config:
-            return 0
-        return (self.width(len(queries.records)) or 0) * adapter_bytes(shapes)
 
     def fit(self, queries: Queries, at: GradientSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """The task subspace of the queries (GIST section 4); the exact basis goes into `folder`.

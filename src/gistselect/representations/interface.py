@@ -204,6 +204,15 @@ class Representation(BaseModel, ABC):
         return None
 
     @property
+    def sketch_width(self) -> int | None:
+        """See `SketchConfig`; None where gradients are not sketched."""
+        return None
+
+    def directions(self, queries: Queries) -> int:
+        """Most directions of the adapter's space that a pass holds for a target, each as large as the adapter."""
+        return 0
+
+    @property
     def prepare_inputs(self) -> dict[str, Any] | None:
         """The options that `prepare` depends on, as JSON; None if there is nothing to prepare."""
         return None
@@ -223,12 +232,8 @@ class Representation(BaseModel, ABC):
         """Times that `fit` reads the queries, for a forecast."""
         return 1
 
-    def fit_bytes(self, shapes: Shapes, queries: Queries) -> int:
-        """Most bytes of the files that `fit` writes for an adapter of these matrices, for a forecast of the disk."""
-        return 0
-
     def prepare_bytes(self, shapes: Shapes) -> int:
-        """The same of `prepare`."""
+        """Bytes of the files that `prepare` writes for an adapter of these matrices, for a forecast of the disk."""
         return 0
 
     @abstractmethod

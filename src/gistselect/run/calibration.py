@@ -20,6 +20,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.run.comparing import Compare
 from gistselect.run.ingest import TokenRows
 from gistselect.run.losses import model_of
+from gistselect.run.pass_groups import Group, fit_rate, groups, pass_rate, text_rate
 from gistselect.run.plan import Plan
 from gistselect.run.progress import Reporter
 from gistselect.run.rates import Clock, Rate, Spent, Timer, stratified, wall_and_cpu
@@ -28,12 +29,8 @@ from gistselect.run.trial import Trial
 from gistselect.run.warmup import WarmUp, warmup_positions
 from gistselect.run.workload import (
     REPORT,
-    Group,
     Work,
-    fit_rate,
-    groups,
     loss_rate,
-    pass_rate,
     score_rate,
     scores,
     select_rate,
@@ -64,7 +61,7 @@ class Calibration:
 
     def measure(self, works: Sequence[Work]) -> Mapping[str, Rate]:
         """The rate of every kind of work that is left and can be measured."""
-        wanted = {work.rate for work in works if work.left}
+        wanted = {rate for work in works for rate, left in {work.rate: work.left, **work.beside}.items() if left}
         with (
             tempfile.TemporaryDirectory(prefix="gistselect-plan-") as scratch,
             self._reporter.step("calibration", total=None, unit="rows") as self._step,
@@ -73,7 +70,8 @@ class Calibration:
             here = [group for group in groups(self._plan) if self._keys(group) & wanted]
             needs_adapter = any(group.reads == "gradient" for group in here)
             adapter = self._adapter() if needs_adapter or self._warm_up_rate() in wanted else None
-            for group in {group.reads: group for group in reversed(here)}.values():
+            # Checkpoints are alike; a prefilter reads text for other methods than the pass after it.
+            for group in {(group.reads, *group.takers(group.cells)): group for group in reversed(here)}.values():
                 self._group(group, adapter)
             if self._plan.compare is not None:
                 self._proof(self._plan.compare, wanted)
@@ -84,7 +82,8 @@ class Calibration:
         """Keys of all rates that a source serves."""
         own = {fit_rate(self._plan, one) for one in (*group.fits, *group.preparations)}
         scored = {score_rate(one) for one in scores(self._plan) if one.representation.reads == group.reads}
-        return own | scored | ({pass_rate(self._plan, group)} if group.cells else set())
+        taken = {text_rate(cells) for cells in group.takers(group.pending).values()} if group.reads == "text" else set()
+        return own | scored | taken | ({pass_rate(self._plan, group)} if group.cells else set())
 
     # --- trainings --------------------------------------------------------------------------------------------
 

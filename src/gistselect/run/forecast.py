@@ -8,8 +8,9 @@ from pathlib import Path
 
 from gistselect.errors import ModelError
 from gistselect.run.config import RunConfig
+from gistselect.run.pass_groups import groups
 from gistselect.run.plan import Plan
-from gistselect.run.workload import Work, groups
+from gistselect.run.workload import Work
 from gistselect.selection.budget import parse_budget, rows_for_budget
 
 SHOWN_FOUND, SHOWN_REASONS = 6, 5

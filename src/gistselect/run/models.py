@@ -16,8 +16,8 @@ from gistselect.run.store import Store
 from gistselect.run.targets import Encoder
 
 if TYPE_CHECKING:
+    from gistselect.model.adapter_shapes import NamedShapes
     from gistselect.model.loading import LanguageModel
-    from gistselect.model.sketch_size import Shapes
     from gistselect.run.config import RunConfig
 
 
@@ -83,7 +83,7 @@ class RunModel:
         )
 
 
-def adapters_of(config: RunConfig, live: LanguageModel | None) -> list[Shapes]:
+def adapters_of(config: RunConfig, live: LanguageModel | None) -> list[NamedShapes]:
     """Shapes of the adapter's matrices at each checkpoint, from files of the model and the adapters but no weight.
 
     Raises `ModelError` if one is missing or damaged.

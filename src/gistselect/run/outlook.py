@@ -41,45 +41,53 @@ def forecast_of(works: Sequence[Work], rates: Mapping[str, Rate], workers: float
     `seconds` are those of the clock, `cpu_seconds` those of all cores; None where no rate is known, and such pieces
     are named in `unknown` and not in the sums.
     """
-    pieces: list[dict[str, Any]] = []
-    stages: dict[str, Spent] = {START: rates[START].fixed} if START in rates else {}
-    unknown: list[str] = []
-    for work in works:
-        spent = _spent(work, rates.get(work.rate), workers)
-        if spent is None:
-            unknown.append(work.name)
-        else:
-            stages[work.stage] = stages.get(work.stage, Spent()) + spent
-        pieces.append(
-            {
-                "stage": work.stage,
-                "name": work.name,
-                "state": work.state,
-                "parts_done": work.parts[0],
-                "parts": work.parts[1],
-                "unit": work.unit,
-                "total": work.total,
-                "left": work.left,
-                **_described(spent),
-                "measured_on": rates[work.rate].measured_on if work.left and work.rate in rates else None,
-            }
-        )
-    total = sum(stages.values(), Spent())
+    spent = [_spent(work, rates, workers) for work in works]
+    stages, unknown = _by_stage(works, spent, rates)
+    pieces: list[dict[str, Any]] = [
+        {
+            "stage": work.stage,
+            "name": work.name,
+            "state": work.state,
+            "parts_done": work.parts[0],
+            "parts": work.parts[1],
+            "unit": work.unit,
+            "total": work.total,
+            "left": work.left,
+            **_described(one),
+            "measured_on": rates[work.rate].measured_on if work.left and work.rate in rates else None,
+        }
+        for work, one in zip(works, spent, strict=True)
+    ]
     return {
         "work": pieces,
-        "stages": {name: _described(spent) for name, spent in stages.items()},
+        "stages": {name: _described(one) for name, one in stages.items()},
         "unknown": unknown,
-        "total": _described(total),
+        "total": _described(sum(stages.values(), Spent())),
     }
 
 
-def _spent(work: Work, rate: Rate | None, workers: float) -> Spent | None:
-    if not work.left:
-        return Spent()
-    if rate is None:
+def _by_stage(
+    works: Sequence[Work], spent: Sequence[Spent | None], rates: Mapping[str, Rate]
+) -> tuple[dict[str, Spent], list[str]]:
+    """What each stage takes, and the names of pieces of which it is not known."""
+    stages = {START: rates[START].fixed} if START in rates else {}
+    for work, one in zip(works, spent, strict=True):
+        if one is not None:
+            stages[work.stage] = stages.get(work.stage, Spent()) + one
+    return stages, [work.name for work, one in zip(works, spent, strict=True) if one is None]
+
+
+def _spent(work: Work, rates: Mapping[str, Rate], workers: float) -> Spent | None:
+    """What is left of a piece takes, with what is done on the way; None if a rate of it is not known."""
+    amounts = {rate: left for rate, left in {work.rate: work.left, **work.beside}.items() if left}
+    if not amounts.keys() <= rates.keys():
         return None
-    shared = Spent(wall=rate.per_unit.wall / (workers if work.parallel else 1.0), cpu=rate.per_unit.cpu)
-    return rate.fixed + shared * work.left
+    total = Spent()
+    for key, left in amounts.items():
+        rate = rates[key]
+        shared = Spent(wall=rate.per_unit.wall / (workers if work.parallel else 1.0), cpu=rate.per_unit.cpu)
+        total += rate.fixed + shared * left
+    return total
 
 
 def _described(spent: Spent | None) -> dict[str, float | None]:
@@ -93,8 +101,9 @@ def time_line(plan: Plan, config: RunConfig, works: Sequence[Work]) -> str | Non
     rates = load_rates(plan.records.artifact.folder.parent)
     if not rates:
         return None
-    forecast = forecast_of(works, rates, speed_up(config))
-    stages = [f"{name} {duration(one['seconds'])}" for name, one in forecast["stages"].items() if one["seconds"] >= 1]
-    unknown = f", without {', '.join(dict.fromkeys(forecast['unknown']))}" if forecast["unknown"] else ""
-    total = duration(forecast["total"]["seconds"])
-    return f"Time, as 'gistselect plan' measured it: {', '.join([*stages, f'in all {total}'])}{unknown}."
+    spent = [_spent(work, rates, speed_up(config)) for work in works]
+    stages, unnamed = _by_stage(works, spent, rates)
+    told = [f"{name} {duration(one.wall)}" for name, one in stages.items() if round(one.wall, 2) >= 1]
+    unknown = f", without {', '.join(dict.fromkeys(unnamed))}" if unnamed else ""
+    total = duration(round(sum(stages.values(), Spent()).wall, 2))
+    return f"Time, as 'gistselect plan' measured it: {', '.join([*told, f'in all {total}'])}{unknown}."

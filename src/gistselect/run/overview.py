@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from gistselect.data.overlap import hashed_blocks
 from gistselect.data.stored import record_json
-from gistselect.model.sketch_size import adapter_bytes
 from gistselect.run.config import RunConfig
 from gistselect.run.forecast import feature_bytes
 from gistselect.run.ingest import Rows, TokenRows
-from gistselect.run.models import adapters_of
 from gistselect.run.plan import Plan
 from gistselect.run.rates import stratified
 from gistselect.run.reading import Tokenise
 from gistselect.run.results import peak_memory_bytes
+from gistselect.run.room import DeviceRoom, device_room
 from gistselect.run.targets import Target
 from gistselect.run.tokenising import kind_of_reason
 from gistselect.run.warmup import WarmUp
@@ -42,15 +41,21 @@ CONTAMINATION_SHARDS, SHOWN_SHARED = 4, 5
 def overview(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[str, Any]:
     """Facts of a job whose pool is read and tokenised.
 
-    `checkpoint_bytes` is what one checkpoint of the warm-up takes, if that is known.
+    `checkpoint_bytes` is what one checkpoint of the warm-up takes, if that is known. Raises as `device_room`.
     """
+    room = device_room(plan, config)
     return {
         "pool": _pool(plan, config),
         "targets": [_target(one) for one in plan.targets],
         "contamination": _contamination(plan),
         "example": _example(plan.tokens) if plan.tokens else None,
-        "disk": _disk(plan, config, checkpoint_bytes),
-        "memory": _memory(config),
+        "disk": _disk(plan, config, checkpoint_bytes, room),
+        "memory": {
+            **_memory(config),
+            "bases": room.bases,
+            "sketches": list(room.sketches),
+            "cards": room.cards,
+        },
     }
 
 
@@ -194,38 +199,24 @@ def segments(ids: NDArray[np.integer], supervised: NDArray[np.bool_], tokenizer:
 # --- disk and memory ------------------------------------------------------------------------------------------
 
 
-def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None) -> dict[str, Any]:
+def _disk(plan: Plan, config: RunConfig, checkpoint_bytes: int | None, room: DeviceRoom) -> dict[str, Any]:
     """Bytes that the run still writes, as far as they are known, and those that are free; features go to an object
     store where there is one."""
     features, unknown = feature_bytes(plan)
+    sketches = sum(one["pool_bytes"] for one in room.sketches)
     warmup = plan.warmup
     checkpoints = 0
     if isinstance(warmup, WarmUp) and not warmup.artifact.is_complete and checkpoint_bytes is not None:
         checkpoints = checkpoint_bytes * warmup.epochs[-1]
-    bases, curvature = _of_adapters(plan, config)
     return {
         "free_bytes": shutil.disk_usage(_there(config.output)).free,
-        "features_bytes": features,
-        "sketches_unknown": unknown,
+        "features_bytes": features + sketches,
+        "sketches_unknown": unknown and not sketches,
         "shards": config.shards,
         "checkpoints_bytes": checkpoints,
-        "bases_bytes_at_most": bases,
-        "curvature_bytes": curvature,
+        "bases_bytes_at_most": room.basis_bytes,
+        "curvature_bytes": room.curvature_bytes,
     }
-
-
-def _of_adapters(plan: Plan, config: RunConfig) -> tuple[int, int]:
-    """Bytes of the bases, at most, and of the curvatures that are still to be made, by the shapes of the adapter."""
-    fits = [one for stage in plan.passes for one in stage.fits if one.checkpoint and not one.artifact.is_complete]
-    prepared = [one for stage in plan.passes for one in stage.preparations if one.checkpoint]
-    prepared = [one for one in prepared if not one.artifact.is_complete]
-    if not fits and not prepared:
-        return 0, 0
-    shapes = max(adapters_of(config, live=None), key=adapter_bytes)
-    return (
-        sum(one.representation.fit_bytes(shapes, one.queries) for one in fits),
-        sum(one.representation.prepare_bytes(shapes) for one in prepared),
-    )
 
 
 def _there(folder: Path) -> Path:

@@ -134,10 +134,7 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
             plan.prefilter.refuse_small()
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
-    works = workload(plan, config)
-    if (line := time_line(plan, config, works)) is not None:
-        reporter.say(line)
-    reporter.say(forecast(plan, config, works))
+    _foretell(plan, config, reporter)
     if plan.goes_to("features") and plan.prefilter:
         with clock("prefilter"):
             plan.prefilter.run(reporter, engine, sources)
@@ -152,6 +149,13 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
                 # What comes next wants the memory of the devices.
                 sources.close()
                 engine.close()
+
+
+def _foretell(plan: Plan, config: RunConfig, reporter: Reporter) -> None:
+    works = workload(plan, config)
+    if (line := time_line(plan, config, works)) is not None:
+        reporter.say(line)
+    reporter.say(forecast(plan, config, works))
 
 
 def _score(plan: Plan, output: Path, reporter: Reporter, sources: Sources) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class _Planner:
         self._refuse(needs_model=scores_with_model or trains_itself, trains_itself=trains_itself)
         self.scorer = self._model(config.source) if scores_with_model or trains_itself else None
         self.trained = self._model(config.finetuned) if self.trains and not trains_itself else self.scorer
-        shapes = cache(lambda: adapters_of(config, live))
+        shapes = cache(lambda: [list(one.values()) for one in adapters_of(config, live)])
         self.representations = {name: one.on_adapters(shapes) for name, one in asked.items()}
 
     def varied(self, config: RunConfig) -> _Planner:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.text import Text
@@ -144,6 +146,40 @@ def _room(disk: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:
             f"  device: this plan took {_size(device['peak_bytes'])}; {_size(device['free_bytes'])} of "
             f"{_size(device['total_bytes'])} are free"
         )
+    yield from _on_devices(memory)
+
+
+def _on_devices(memory: Mapping[str, Any]) -> Iterator[str]:
+    """Bases, sketches and the layers of several cards."""
+    if bases := memory["bases"]:
+        how = "held whole"
+        if bases["split"]:
+            how = f"split by columns into {bases['blocks']:,} blocks, " + (
+                "each with a pass over the pool" if bases["passes"] > 1 else "which visit the device in one pass"
+            )
+        limit = "no limit" if bases["limit_bytes"] is None else f"{_size(bases['limit_bytes'])} allowed"
+        yield (
+            f"  bases: at most {bases['directions_at_most']:,} directions of {bases['parameters']:,} numbers, "
+            f"{_size(bases['bytes_at_most'])} ({limit}): {how}"
+        )
+    for one in memory["sketches"]:
+        kept = f", {_size(one['pool_bytes'])} kept of the pool" if one["pool_bytes"] else ""
+        yield (
+            f"  sketch ({one['method']}): {one['width']:,} wide, {one['numbers']:,} numbers of a row "
+            f"({one['share']:.2%} of the adapter's), {_size(one['device_bytes'])} of the device{kept}"
+        )
+    for one in memory["cards"] or ():
+        yield (
+            f"  {one['card']}: {', '.join(_runs(one['parts'])) or 'nothing'}; {_size(one['weights_bytes'])} of "
+            f"{_size(one['free_bytes'])} free"
+        )
+
+
+def _runs(parts: Sequence[str]) -> Iterator[str]:
+    """Parts of a model, numbered ones from the first to the last."""
+    for stem, run in groupby(parts, lambda part: re.sub(r"\d+$", "", part)):
+        names = list(run)
+        yield f"{names[0]} to {names[-1].removeprefix(stem)}" if len(names) > 1 else names[0]
 
 
 _ON_DISK = {

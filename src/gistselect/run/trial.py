@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from gistselect.representations.interface import Features, Fitted, Prepared, Rep
 from gistselect.representations.queries import Apart, Queries
 from gistselect.run.cells import Cell, Fit, Preparation, load_fit
 from gistselect.run.ingest import RecordRows, TokenRows
+from gistselect.run.pass_groups import Group, fit_rate, pass_rate, text_rate
 from gistselect.run.passes import collect
 from gistselect.run.plan import Plan
 from gistselect.run.rates import Clock, Rate, Spent, Timer, stratified
 from gistselect.run.scoring import Score
 from gistselect.run.sources import SourceSpec
 from gistselect.run.store import read_table, write_table
-from gistselect.run.workload import Group, fit_rate, lengths_of, pass_rate, score_rate, scores
+from gistselect.run.workload import lengths_of, score_rate, scores
 from gistselect.types import Example, Record
 
 PILOT_ROWS, MOST_ROWS = 16, 512
@@ -39,7 +41,6 @@ class Trial:
     ) -> None:
         self._plan, self._spec, self._source = plan, spec, source
         self._clock, self._scratch, self._seconds = clock, scratch, seconds
-        self._folders = 0
         self.rates: dict[str, Rate] = {}
         self.n_rows = 0
         """Rows of the pool that were read."""
@@ -62,10 +63,7 @@ class Trial:
         return self.rates
 
     def _folder(self) -> Path:
-        self._folders += 1
-        folder = self._scratch / f"{self._spec.reads}-{self._folders}"
-        folder.mkdir()
-        return folder
+        return Path(tempfile.mkdtemp(prefix=f"{self._spec.reads}-", dir=self._scratch))
 
     # --- what the pool and the queries determine ------------------------------------------------------------
 
@@ -150,29 +148,46 @@ class Trial:
         self, group: Group, fitted: dict[Representation, Fitted], loading: Spent
     ) -> tuple[dict[Representation, NDArray[np.floating]], dict[str, NDArray[Any]]]:
         """Time the pass; what it kept of the rows for each representation, and what it measured."""
-        cells: Sequence[Cell] = group.pending or group.cells
+        cells = group.pending or group.cells
+        if group.reads != "text":
+            kept, measured, rate = self._taken(cells, fitted, OF_PASS)
+            per_unit = rate.per_unit + self._pool.reading
+            self.rates[pass_rate(self._plan, group)] = replace(rate, per_unit=per_unit, fixed=loading + rate.fixed)
+            return kept, measured
+        # Each takes the text by itself, since each has other rows to take where a pool has grown.
+        read = Rate(per_unit=self._pool.reading, fixed=loading, measured_on=f"{self._pool.most:,} rows")
+        self.rates[pass_rate(self._plan, group)] = read
+        together: dict[Representation, NDArray[np.floating]] = {}
+        takers = group.takers(cells)
+        for own in takers.values():
+            kept, _, self.rates[text_rate(own)] = self._taken(own, fitted, OF_PASS / len(takers))
+            together |= kept
+        return together, {}
+
+    def _taken(
+        self, cells: Sequence[Cell], fitted: dict[Representation, Fitted], share: float
+    ) -> tuple[dict[Representation, NDArray[np.floating]], dict[str, NDArray[Any]], Rate]:
+        """What these cells keep of some rows and what is measured of them, and the rate at which that is done."""
         timer, n_rows = Timer(self._clock), PILOT_ROWS
         with timer():
             collectors = [
                 cell.representation.collector(fitted[cell.representation] if cell.fit else None, self._source)
                 for cell in cells
             ]
-        loading = loading + timer.spent
+        fixed = timer.spent
         while True:
             part = self._pool.part(n_rows)
             with timer():
                 kept, measured = collect(self._spec.reads, self._source, part.items, collectors)
             n_read = len(part.items)
             self.n_rows += n_read
-            n_more = self._more(OF_PASS, timer.spent, n_read, self._pool.most)
+            n_more = self._more(share, timer.spent, n_read, self._pool.most)
             if n_rows > PILOT_ROWS or n_more < 2 * n_read:
                 break
             n_rows = n_more
-        per_unit = timer.spent * (1 / max(part.amount, 1)) + self._pool.reading
-        self.rates[pass_rate(self._plan, group)] = Rate(
-            per_unit=per_unit, fixed=loading, measured_on=f"{n_read:,} rows"
-        )
-        return {cell.representation: values for cell, values in zip(cells, kept, strict=True)}, dict(measured)
+        rate = Rate(per_unit=timer.spent * (1 / max(part.amount, 1)), fixed=fixed, measured_on=f"{n_read:,} rows")
+        values = {cell.representation: one for cell, one in zip(cells, kept, strict=True)}
+        return values, dict(measured), rate
 
     def _score(
         self, score: Score, values: NDArray[np.floating], measured: dict[str, NDArray[Any]], fitted: Fitted
