@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gistselect.model.config import ModelConfig
 from gistselect.model.sketch_size import ROWS, Shapes, sketch_bytes, sketch_numbers
-from gistselect.run.cells import Fit
+from gistselect.run.cells import Fit, Preparation
 from gistselect.run.config import RunConfig
 from gistselect.run.models import adapters_of
 from gistselect.run.pass_groups import groups
@@ -48,19 +48,19 @@ def device_room(plan: Plan, config: RunConfig) -> DeviceRoom:
     shapes = max(adapters, key=_parameters)
     cards, places = _cards(config.source)
     n_bytes = _basis_dtype_bytes(config)
-    fits = (fit for stage in plan.passes for fit in stage.fits if fit.checkpoint)
-    prepared = (one for stage in plan.passes for one in stage.preparations if one.checkpoint)
+    fits = [one for stage in plan.passes for one in stage.fits if _pending(one)]
+    prepared = [one for stage in plan.passes for one in stage.preparations if _pending(one)]
     return DeviceRoom(
         bases=_bases(plan, config, shapes, places, n_bytes),
         sketches=tuple(_sketches(plan, list(shapes.values()))),
         cards=cards,
-        basis_bytes=sum(_directions(one) for one in fits if not one.artifact.is_complete) * _parameters(shapes) * n_bytes,
-        curvature_bytes=sum(
-            one.representation.prepare_bytes(list(shapes.values()))
-            for one in prepared
-            if not one.artifact.is_complete
-        ),
+        basis_bytes=sum(map(_directions, fits)) * _parameters(shapes) * n_bytes,
+        curvature_bytes=sum(one.representation.prepare_bytes(list(shapes.values())) for one in prepared),
     )
+
+
+def _pending(one: Fit | Preparation) -> bool:
+    return one.checkpoint is not None and not one.artifact.is_complete
 
 
 def _parameters(shapes: NamedShapes) -> int:
