@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
+from gistselect.errors import ConfigError
 from gistselect.run import ingest as ingest_stage
 from gistselect.run.engine import Inline, Scheduled
+from gistselect.run.jobs import Job
 from gistselect.run.progress import SilentReporter
 from gistselect.run.scheduling import Limits
 from gistselect.run.sources import Sources
@@ -82,6 +85,49 @@ def test_a_failed_actor_is_replaced(
     assert len(marks(job, "failed")) == 1
     assert len(marks(job, "at")) == SHARDS + 1, "nothing is done twice but the shard in flight"
     assert reporter.last["pass"].done == 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cards(Job):
+    """Writes which cards the process that does it has."""
+
+    folder: Path
+    unit: str = "rows"
+
+    @property
+    def amounts(self) -> list[int]:
+        return [1]
+
+    def pending(self, index: int) -> bool:
+        return not (self.folder / "cards").exists()
+
+    def do(self, index: int, sources: Sources) -> None:
+        (self.folder / "cards").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    def describe(self, index: int) -> str:
+        return "cards"
+
+    def complete(self) -> None:
+        pass
+
+
+def test_an_actor_has_so_many_cards_of_one_node(cluster: Any, tmp_path: Path) -> None:
+    """Ray believes a node that says how many GPUs it has: three are one actor with two, and one that stays idle."""
+    from gistselect.run.cluster import RayCrew
+
+    with pytest.raises(ConfigError, match=r"--cards 2: .*the nodes of the Ray cluster have 0, 0; use fewer"):
+        RayCrew(cluster.address, gpus=True, cards=2)
+    node = cluster.add_node(num_cpus=1, num_gpus=3, object_store_memory=80 * 2**20)
+    try:
+        crew = RayCrew(cluster.address, gpus=True, cards=2)
+        job = Cards(folder=tmp_path)
+        assert len(crew.begin(job)) == 1
+        made = Scheduled(crew, Limits(), quarantine=False)
+        made.run(job, "cards", SilentReporter())
+        made.close()
+    finally:
+        cluster.remove_node(node)
+    assert len(set((tmp_path / "cards").read_text().split(","))) == 2
 
 
 def test_the_folder_of_an_actor_goes_with_it(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class RayCrew:
         An actor has `cards` GPUs, which one node must have together. With `apart` a node that lacks the folder of the
         command works in one of its own: an object store has the rest.
 
-        Raises `MissingDependencyError` without Ray, `ConfigError` if no cluster answers.
+        Raises `MissingDependencyError` without Ray, `ConfigError` if no cluster answers or no node has so many GPUs.
         """
         try:
             import ray
@@ -60,7 +60,15 @@ class RayCrew:
                     "or leave the option out."
                 ) from None
         self._resource = "GPU" if gpus and ray.cluster_resources().get("GPU") else "CPU"
-        self._cards = cards if self._resource == "GPU" else 1
+        self._cards = cards if gpus else 1
+        if self._cards > 1:
+            found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+            # Nobody would ever get to work.
+            if max(found, default=0) < self._cards:
+                raise ConfigError(
+                    f"--cards {cards}: an actor's GPUs are those of one node, and the nodes of the Ray cluster have "
+                    f"{', '.join(map(str, found))}; use fewer, or start 'ray start' on a node that has so many."
+                )
         self._type, self._apart = ray.remote(_Worker), apart
         self._actors: dict[str, Any] = {}
         self._nodes: dict[str, str] = {}
