@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from failing import Failing
+from gistselect.data import ranges
 from gistselect.errors import ConfigError, GistSelectError
 from gistselect.representations.queries import Queries
 from gistselect.run import ingest as ingest_stage
@@ -176,12 +177,16 @@ def test_what_is_done_is_left_alone(tmp_path: Path, pool_file: Path, expected: l
 
 
 @pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_whole_run_is_the_same_to_the_byte(config: dict[str, Any], tmp_path: Path, n: int) -> None:
+def test_a_whole_run_is_the_same_to_the_byte(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
     alone = run(config, output=tmp_path / "alone")
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 2000)
     config |= {"engine": "local", "devices": f"cpu:{n}", "output": tmp_path / "local"}
     reporter = RecordingReporter()
     assert contents(run(config, reporter)) == contents(alone)
-    assert reporter.last["tokenise"].done == 52
+    assert reporter.last["read files"].done == Path(config["pool"][0]).stat().st_size
+    assert reporter.last["read the pool"].done == reporter.last["tokenise"].done == 52
     assert reporter.last["queries"].done == reporter.last["queries"].total
     assert (tmp_path / "local" / "run.yaml").read_text().count("engine_kind: local") == 1
 
