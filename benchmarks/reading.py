@@ -1,6 +1,6 @@
 """One large file of JSON lines read and tokenised by this process, and by workers: seconds, memory, and the same bytes.
 
-    python benchmarks/reading.py ../shared/data/full/train [--megabytes 200] [--workers 0 1 2] [--repeats 3] [--read-only]
+    python benchmarks/reading.py FOLDER [--megabytes 200] [--workers 0 1 2] [--repeats 3] [--read-only]
 
 The file repeats the rows of a folder under other ids, with another number before each text. 0 workers are one process
 without `--engine`. Every run is a process of its own, in turn with the others, one thread each. Reading begins after
