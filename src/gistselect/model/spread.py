@@ -64,14 +64,10 @@ def layer_places(skeleton: Any, cards: Sequence[torch.device], dtype: torch.dtyp
     return {name: str(cards[card]) for name, card in places.items()}
 
 
-def weight_bytes(
-    config: ModelConfig, places: Mapping[str, torch.device], dtype: torch.dtype
-) -> dict[torch.device, float]:
-    """Bytes that the weights of a model take of each card; what is tied counts once. Raises as `model_skeleton`."""
-    from gistselect.model.loading import model_skeleton
-
+def weight_bytes(skeleton: Any, places: Mapping[str, torch.device], dtype: torch.dtype) -> dict[torch.device, float]:
+    """Bytes that the weights of a model, here without any, take of each card; what is tied counts once."""
     found: dict[torch.device, float] = {}
-    for name, value in model_skeleton(config).named_parameters():
+    for name, value in skeleton.named_parameters():
         card = places[part_of(name, places)]
         found[card] = found.get(card, 0) + value.numel() * dtype.itemsize
     return found

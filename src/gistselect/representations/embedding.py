@@ -20,7 +20,6 @@ from pydantic import Field, model_validator
 from gistselect.data.words import text_of
 from gistselect.errors import DataError
 from gistselect.linalg.bootstrap import Mixture, mean_of_cosines
-from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.model.config import ModelConfig
 from gistselect.representations.interface import (
     Features,
@@ -31,8 +30,7 @@ from gistselect.representations.interface import (
     Representation,
     Scores,
     TextSource,
-    have_length,
-    in_place,
+    mean_cosines,
 )
 from gistselect.representations.queries import Queries
 from gistselect.types import Record
@@ -126,10 +124,7 @@ class Embedding(Representation):
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Means of cosines."""
         (features,), (fit,) = shard, fitted
-        usable = have_length(features.values)
-        cosines = cosine_scores(in_place(features.values, usable), fit.arrays["query_features"])
-        total = in_place(mean_of_columns(cosines, fit.arrays["group"]), usable, np.nan)
-        return Scores(values=total)
+        return mean_cosines(features, fit)
 
     def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
         """Means of cosines; the space of the features knows nothing of the queries."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gistselect.linalg.bootstrap import Mixture
-from gistselect.linalg.similarity import cosines, units
+from gistselect.linalg.similarity import cosine_scores, cosines, mean_of_columns, units
 from gistselect.representations.queries import Queries
 from gistselect.types import Example, Record
 
@@ -80,11 +80,6 @@ def have_gradients(shard: Sequence[Features]) -> NDArray[np.bool_]:
     )
 
 
-def have_length(values: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(n,) which rows of features (n, width) are finite and not zero."""
-    return np.isfinite(values).all(axis=1) & (np.linalg.norm(values, axis=1) > 0)
-
-
 def in_place(values: NDArray[np.floating], usable: NDArray[np.bool_], instead: float = 0.0) -> FloatArray:
     """The values (n, ...) in float64, with `instead` for a row that is not usable.
 
@@ -102,6 +97,17 @@ class Scores:
     """(n, n_group)"""
     columns: Mapping[str, FloatArray] = field(default_factory=dict)
     """Further numbers (n,) for people, such as `captured_energy`."""
+
+
+def mean_cosines(features: Features, fit: Fitted) -> Scores:
+    """Mean cosine of a row with the queries of each group; none of a row that is not finite or zero.
+
+    `fit` has `query_features` (n_query, width) and `group` (n_query,).
+    """
+    values = features.values
+    usable = np.isfinite(values).all(axis=1) & (np.linalg.norm(values, axis=1) > 0)
+    cosines = cosine_scores(in_place(values, usable), fit.arrays["query_features"])
+    return Scores(values=in_place(mean_of_columns(cosines, fit.arrays["group"]), usable, np.nan))
 
 
 class TextCollector(Protocol):

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gistselect.errors import DataError
 from gistselect.linalg.bootstrap import Mixture, mean_of_cosines
-from gistselect.linalg.similarity import cosine_scores, mean_of_columns
 from gistselect.representations.interface import (
     Features,
     Fitted,
@@ -26,8 +25,7 @@ from gistselect.representations.interface import (
     Reads,
     Representation,
     Scores,
-    have_length,
-    in_place,
+    mean_cosines,
 )
 from gistselect.representations.queries import Queries
 
@@ -75,10 +73,7 @@ class RDS(Representation):
     def score(self, shard: Sequence[Features], fitted: Sequence[Fitted], weights: FloatArray) -> Scores:
         """Means of cosines."""
         (features,), (fit,) = shard, fitted
-        usable = have_length(features.values)
-        cosines = cosine_scores(in_place(features.values, usable), fit.arrays["query_features"])
-        total = in_place(mean_of_columns(cosines, fit.arrays["group"]), usable, np.nan)
-        return Scores(values=total)
+        return mean_cosines(features, fit)
 
     def resampled(self, fitted: Fitted, groups: NDArray[np.integer], counts: NDArray[np.intp]) -> Mixture:
         """Means of cosines; the space of the features knows nothing of the queries."""

@@ -20,7 +20,7 @@ from gistselect.model.config import ModelConfig
 from gistselect.run.comparing import Compare
 from gistselect.run.ingest import TokenRows
 from gistselect.run.losses import model_of
-from gistselect.run.pass_groups import Group, fit_rate, groups, pass_rate, text_rate
+from gistselect.run.pass_groups import Group, fit_rate, groups, pass_rate, takers, text_rate
 from gistselect.run.plan import Plan
 from gistselect.run.progress import Reporter
 from gistselect.run.rates import Clock, Rate, Spent, Timer, stratified, wall_and_cpu
@@ -61,7 +61,7 @@ class Calibration:
 
     def measure(self, works: Sequence[Work]) -> Mapping[str, Rate]:
         """The rate of every kind of work that is left and can be measured."""
-        wanted = {rate for work in works for rate, left in {work.rate: work.left, **work.beside}.items() if left}
+        wanted = {rate for work in works for rate in work.needed}
         with (
             tempfile.TemporaryDirectory(prefix="gistselect-plan-") as scratch,
             self._reporter.step("calibration", total=None, unit="rows") as self._step,
@@ -71,7 +71,7 @@ class Calibration:
             needs_adapter = any(group.reads == "gradient" for group in here)
             adapter = self._adapter() if needs_adapter or self._warm_up_rate() in wanted else None
             # Checkpoints are alike; a prefilter reads text for other methods than the pass after it.
-            for group in {(group.reads, *group.takers(group.cells)): group for group in reversed(here)}.values():
+            for group in {(group.reads, *takers(group.cells)): group for group in reversed(here)}.values():
                 self._group(group, adapter)
             if self._plan.compare is not None:
                 self._proof(self._plan.compare, wanted)
@@ -82,7 +82,7 @@ class Calibration:
         """Keys of all rates that a source serves."""
         own = {fit_rate(self._plan, one) for one in (*group.fits, *group.preparations)}
         scored = {score_rate(one) for one in scores(self._plan) if one.representation.reads == group.reads}
-        taken = {text_rate(cells) for cells in group.takers(group.pending).values()} if group.reads == "text" else set()
+        taken = {text_rate(cells) for cells in takers(group.pending).values()} if group.reads == "text" else set()
         return own | scored | taken | ({pass_rate(self._plan, group)} if group.cells else set())
 
     # --- trainings --------------------------------------------------------------------------------------------

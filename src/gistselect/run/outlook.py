@@ -79,11 +79,11 @@ def _by_stage(
 
 def _spent(work: Work, rates: Mapping[str, Rate], workers: float) -> Spent | None:
     """What is left of a piece takes, with what is done on the way; None if a rate of it is not known."""
-    amounts = {rate: left for rate, left in {work.rate: work.left, **work.beside}.items() if left}
-    if not amounts.keys() <= rates.keys():
+    needed = work.needed
+    if not needed.keys() <= rates.keys():
         return None
     total = Spent()
-    for key, left in amounts.items():
+    for key, left in needed.items():
         rate = rates[key]
         shared = Spent(wall=rate.per_unit.wall / (workers if work.parallel else 1.0), cpu=rate.per_unit.cpu)
         total += rate.fixed + shared * left

@@ -37,12 +37,13 @@ class Group:
         """Cells that are not done."""
         return tuple(cell for cell in self.cells if not cell.is_complete)
 
-    def takers(self, cells: Sequence[Cell]) -> dict[Representation, list[Cell]]:
-        """Those of these cells that belong together, by their representation."""
-        found: dict[Representation, list[Cell]] = {}
-        for cell in cells:
-            found.setdefault(cell.representation, []).append(cell)
-        return found
+
+def takers(cells: Sequence[Cell]) -> dict[Representation, list[Cell]]:
+    """Those of these cells that belong together, by their representation."""
+    found: dict[Representation, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.representation, []).append(cell)
+    return found
 
 
 def groups(plan: Plan) -> list[Group]:
@@ -94,7 +95,7 @@ def missing(plan: Plan, group: Group, rows: Rows) -> Missing:
         left, todo = _left(plan, amounts, pending)
         return Missing(shards=int(todo.sum()), read=float(left.sum()), taken={})
     read, todo, taken = np.zeros(len(amounts)), np.zeros(len(amounts), dtype=np.bool_), dict[str, float]()
-    for cells in group.takers(pending).values():
+    for cells in takers(pending).values():
         left, own = _left(plan, amounts, cells)
         read, todo = np.maximum(read, left), todo | own
         taken[text_rate(cells)] = float(left.sum())
@@ -107,9 +108,9 @@ def _left(
     """What these cells need of each shard (n_shard,), and of which shards a file of theirs is missing (n_shard,)."""
     outputs = [cell.features for cell in cells]
     outputs += [cell.measured for cell in cells if cell.measured is not None]
-    files = range(len(amounts) if cells else 0)
-    todo = np.zeros(len(amounts), dtype=np.bool_)
-    todo[: len(files)] = [not all(one.shard(index).is_file() for one in outputs) for index in files]
+    todo = np.array(
+        [not all(one.shard(index).is_file() for one in outputs) for index in range(len(amounts))], dtype=np.bool_
+    )
     known, n_pool = plan.features.known(cells), plan.records.rows.facts["n_rows"]
     new = 1 - share_known(known, outputs, n_pool, ingest.SHARD_ROWS)
     return np.where(todo, amounts * new, 0.0), todo

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gistselect.model.config import ModelConfig
-from gistselect.model.sketch_size import ROWS, Shapes, sketch_bytes, sketch_numbers
+from gistselect.model.sketch_size import ROWS, sketch_bytes, sketch_numbers
 from gistselect.run.cells import Fit, Preparation
 from gistselect.run.config import RunConfig
 from gistselect.run.models import adapters_of
@@ -46,14 +45,14 @@ def device_room(plan: Plan, config: RunConfig) -> DeviceRoom:
     adapters = adapters_of(config, None)
     # Checkpoints of a run have adapters of one kind; the largest one needs most.
     shapes = max(adapters, key=_parameters)
-    cards, places = _cards(config.source)
+    weights = _weights(config)
     n_bytes = _basis_dtype_bytes(config)
     fits = [one for stage in plan.passes for one in stage.fits if _pending(one)]
     prepared = [one for stage in plan.passes for one in stage.preparations if _pending(one)]
     return DeviceRoom(
-        bases=_bases(plan, config, shapes, places, n_bytes),
-        sketches=tuple(_sketches(plan, list(shapes.values()))),
-        cards=cards,
+        bases=_bases(plan, config, shapes, weights, n_bytes),
+        sketches=tuple(_sketches(plan, shapes)),
+        cards=_cards(weights) if len(weights.cards) > 1 else None,
         basis_bytes=sum(map(_directions, fits)) * _parameters(shapes) * n_bytes,
         curvature_bytes=sum(one.representation.prepare_bytes(list(shapes.values())) for one in prepared),
     )
@@ -81,7 +80,7 @@ def _directions(fit: Fit) -> int:
 
 
 def _bases(
-    plan: Plan, config: RunConfig, shapes: NamedShapes, places: Mapping[str, torch.device], n_bytes: int
+    plan: Plan, config: RunConfig, shapes: NamedShapes, weights: _Weights, n_bytes: int
 ) -> dict[str, Any] | None:
     """How the bases of a pass over the pool meet its gradients; the pass with most directions stands for all."""
     from gistselect.model.columns import split
@@ -96,7 +95,7 @@ def _bases(
     if not ranks:
         return None
     p, largest = _parameters(shapes), max(out * inner for out, inner in shapes.values()) * n_bytes
-    room = _room(config, shapes, places)
+    room = _room(config, shapes, weights)
     rows = min(ROWS, plan.candidates.facts["n_usable"])
     found = split(
         [(p * n_bytes, rank) for rank in ranks],
@@ -121,26 +120,21 @@ def _bases(
     }
 
 
-def _room(config: RunConfig, shapes: NamedShapes, places: Mapping[str, torch.device]) -> Room | None:
+def _room(config: RunConfig, shapes: NamedShapes, weights: _Weights) -> Room | None:
     """Memory for bases once the model is there."""
     from gistselect.model.basis import room_for_bases
     from gistselect.model.factors import ParameterBlock
-    from gistselect.model.loading import resolve_device, resolve_dtype
-    from gistselect.model.spread import part_of, weight_bytes
+    from gistselect.model.spread import part_of
 
-    device = resolve_device(config.device)
     blocks = [ParameterBlock(name, shape) for name, shape in shapes.items()]
-    devices = [places[part_of(block.name, places)] if places else device for block in blocks]
-    coming: dict[torch.device, float] = {}
-    if device.type == "cuda" and config.engine.basis_memory_gb is None:
-        coming = weight_bytes(config.source, places or {"": device}, resolve_dtype(config.dtype, device))
-    return room_for_bases(config.engine.basis_memory_gb, blocks, devices, coming)
+    devices = [weights.places[part_of(block.name, weights.places)] for block in blocks]
+    return room_for_bases(config.engine.basis_memory_gb, blocks, devices, weights.taken)
 
 
-def _sketches(plan: Plan, shapes: Shapes) -> Iterator[dict[str, Any]]:
+def _sketches(plan: Plan, named: NamedShapes) -> Iterator[dict[str, Any]]:
     """Of each sketched method: what a pass holds of it, and what is stored of the pool if it is kept."""
     n_rows = plan.candidates.facts["n_usable"] * plan.share_read("gradient")
-    p = sum(out * inner for out, inner in shapes)
+    shapes, p = list(named.values()), _parameters(named)
     for method in plan.methods:
         if (width := method.representation.sketch_width) is None:
             continue
@@ -157,28 +151,47 @@ def _sketches(plan: Plan, shapes: Shapes) -> Iterator[dict[str, Any]]:
         }
 
 
-def _cards(source: ModelConfig) -> tuple[list[dict[str, Any]] | None, dict[str, torch.device]]:
-    """What lies on each card, and the card of each part of the model; nothing of a model that has one device."""
-    if source.cards == 1:
-        return None, {}
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """Where a model will lie that is not loaded yet."""
+
+    cards: list[torch.device]
+    places: Mapping[str, torch.device]
+    """Of each part of the model; one part, "", if it has one device."""
+    taken: Mapping[torch.device, float]
+    """Bytes of each card; empty where nothing depends on them."""
+
+
+def _weights(config: RunConfig) -> _Weights:
+    """From files of the model but no weight, and only where bases are to leave room for it or it has several cards."""
     import torch
 
     from gistselect.model.loading import model_skeleton, resolve_device, resolve_dtype, stored_quantization
     from gistselect.model.spread import cards_of, layer_places, weight_bytes
 
+    source = config.source
     device = resolve_device(source.device)
+    places = {"": device}
+    if source.cards == 1 and (device.type != "cuda" or config.engine.basis_memory_gb is not None):
+        return _Weights(cards=[device], places=places, taken={})
     cards = cards_of(source, device, quantized=stored_quantization(source) is not None)
-    dtype = resolve_dtype(source.dtype, device)
-    named = layer_places(model_skeleton(source), cards, dtype, source.path)
-    places = {part: torch.device(card) for part, card in named.items()}
-    taken = weight_bytes(source, places, dtype)
-    told = [
+    dtype, skeleton = resolve_dtype(source.dtype, device), model_skeleton(source)
+    if len(cards) > 1:
+        named = layer_places(skeleton, cards, dtype, source.path)
+        places = {part: torch.device(card) for part, card in named.items()}
+    return _Weights(cards=cards, places=places, taken=weight_bytes(skeleton, places, dtype))
+
+
+def _cards(weights: _Weights) -> list[dict[str, Any]]:
+    """What lies on each of several cards."""
+    import torch
+
+    return [
         {
             "card": str(card),
-            "weights_bytes": taken.get(card, 0),
+            "weights_bytes": weights.taken.get(card, 0),
             "free_bytes": torch.cuda.mem_get_info(card)[0],
-            "parts": [part for part, place in places.items() if place == card],
+            "parts": [part for part, place in weights.places.items() if place == card],
         }
-        for card in cards
+        for card in weights.cards
     ]
-    return told, places

@@ -16,7 +16,7 @@ from gistselect.representations.interface import Features, Fitted, Prepared, Rep
 from gistselect.representations.queries import Apart, Queries
 from gistselect.run.cells import Cell, Fit, Preparation, load_fit
 from gistselect.run.ingest import RecordRows, TokenRows
-from gistselect.run.pass_groups import Group, fit_rate, pass_rate, text_rate
+from gistselect.run.pass_groups import Group, fit_rate, pass_rate, takers, text_rate
 from gistselect.run.passes import collect
 from gistselect.run.plan import Plan
 from gistselect.run.rates import Clock, Rate, Spent, Timer, stratified
@@ -158,9 +158,9 @@ class Trial:
         read = Rate(per_unit=self._pool.reading, fixed=loading, measured_on=f"{self._pool.most:,} rows")
         self.rates[pass_rate(self._plan, group)] = read
         together: dict[Representation, NDArray[np.floating]] = {}
-        takers = group.takers(cells)
-        for own in takers.values():
-            kept, _, self.rates[text_rate(own)] = self._taken(own, fitted, OF_PASS / len(takers))
+        apart = takers(cells).values()
+        for own in apart:
+            kept, _, self.rates[text_rate(own)] = self._taken(own, fitted, OF_PASS / len(apart))
             together |= kept
         return together, {}
 

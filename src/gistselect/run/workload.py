@@ -77,6 +77,11 @@ class Work:
         return self.total if self.missing is None else self.missing
 
     @property
+    def needed(self) -> dict[str, float]:
+        """What is not yet done, with what is done on the way, by the keys of rates."""
+        return {rate: left for rate, left in {self.rate: self.left, **self.beside}.items() if left}
+
+    @property
     def state(self) -> str:
         """`done`, `to do` or `3 of 20 shards`."""
         done, parts = self.parts
