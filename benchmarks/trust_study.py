@@ -24,7 +24,8 @@ from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
 PIECES: dict[str, dict[str, Any]] = {
-    "lds": {"measures": ["lds", "planted"], "validation_rows": 640, "subsets": 80, "train_seeds": [0]},
+    "lds": {"measures": ["lds"], "validation_rows": 640, "subsets": 80, "train_seeds": [0]},
+    "planted": {"measures": ["planted"], "train_seeds": [0]},
     "qld": {"measures": ["qld"], "validation_rows": 120, "removed_share": 0.1, "train_seeds": [0, 1]},
 }
 """LDS trains on parts, QLD on all rows but a few: to take as long it gets fewer rows, of which it leaves out more."""
@@ -36,6 +37,7 @@ def main(
     data: Path = SHARED / "full",
     smollm2: bool = False,
     pieces: tuple[str, ...] = tuple(PIECES),
+    subsets: int | None = None,
     seed: int = 0,
     work: Path = WORK,
     threads: int = 1,
@@ -50,7 +52,9 @@ def main(
     smollm2:
         The real model instead of the embedded one: hours on a CPU, in pieces.
     pieces:
-        lds (with planted rows), qld; the file holds those that are asked for.
+        lds, planted, qld; the file holds those that are asked for.
+    subsets:
+        Of LDS, each one training; the same ones again when asked for more.
     seed:
         Names the part of the pool and the subsets.
     work:
@@ -64,10 +68,13 @@ def main(
     name = "smollm2" if smollm2 else "demo"
     common = often(smollm2, data, seed, work)
     told = f"trust_study.py --seed {seed}" + " --smollm2" * smollm2
-    made = circumstances(told, model_title(not smollm2), {**common, "pieces": PIECES})
+    told += f" --pieces {' '.join(pieces)}" * (pieces != tuple(PIECES)) + f" --subsets {subsets}" * bool(subsets)
+    changes = {"lds": {"subsets": subsets}} if subsets else {}
+    asked = {piece: {**PIECES[piece], **changes.get(piece, {})} for piece in pieces}
+    made = circumstances(told, model_title(not smollm2), {**common, "pieces": asked})
     found = []
-    for piece in pieces:
-        config = ValidateConfig.from_values({**common, **PIECES[piece], "representation": METHODS})
+    for options in asked.values():
+        config = ValidateConfig.from_values({**common, **options, "representation": METHODS})
         validate(config, Reporter())
         found += read_json(config.output / VALIDATION)
         parts = {"level": LEVEL, "random_orders": random_orders(found, seed), "found": found}

@@ -34,9 +34,10 @@ from result_format import (
     title,
     with_interval,
 )
+from trust_result import trust_block, trust_smollm2_block
 
 PAGES = (DOCS / "results.md", DOCS / "reliability.md", ROOT / "README.md")
-BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z0-9-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 MATHEMATICS = ("cot_gsm8k", "mawps", "svamp", "asdiv", "cot_aqua")
 BEFORE, RANDOM = "before", "random rows"
 
@@ -116,38 +117,6 @@ def headline() -> str:
     ]
     items = f"loss on held-out GSM8K (nats a token), {arms['GIST']['n_runs']} training seeds"
     return table([items, "mean [95 % interval]", "minus random rows", "minus BM25"], rows)
-
-
-def trust_block() -> str:
-    """LDS, QLD and planted rows: methods down, measures across."""
-    found = stored("trust-demo-seed0")
-    if found is None:
-        return NOT_YET
-    measures = list(dict.fromkeys((one["measure"], one["target"]) for one in found["found"]))
-    methods = list(dict.fromkeys(one["method"] for one in found["found"]))
-    cells = {(one["measure"], one["target"], one["method"]): one for one in found["found"]}
-    names = [f"{measure}, {of}" for measure, of in measures]
-    rows = []
-    for method in methods:
-        own = [cells.get((*measure, method)) for measure in measures]
-        rows.append([title(method), *(with_interval(one["interval"], 2) if one else "" for one in own)])
-    chance = [
-        f"{next(one['chance'] for one in found['found'] if one['measure'] == m and one['target'] == of):.2f}"
-        for m, of in measures
-    ]
-    text = table(["method", *names], [*rows, ["by chance", *chance]])
-    if control := found.get("random_orders"):
-        text += (
-            f"\nOf {control['orders']:,} random orders 95 % reach an LDS between {control['low']:.2f} and "
-            f"{control['high']:.2f} with these {len(found['found'][0]['details']['loss'])} subsets, the luckiest "
-            f"{control['highest']:.2f}.\n"
-        )
-    for measure in ("LDS", "QLD"):
-        own = [one for one in found["found"] if one["measure"] == measure]
-        if own:
-            dots = [dot_of(title(one["method"]), one["interval"], measure) for one in own]
-            text += plot(f"trust-{measure.lower()}", dots, f"{measure} on the demo model", "dashed: chance", 0.0)
-    return text
 
 
 def ablations_block() -> str:
@@ -300,6 +269,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "small": small_block,
     "demo": demo_block,
     "trust": trust_block,
+    "trust-smollm2": trust_smollm2_block,
     "ablations": ablations_block,
     "headroom": headroom_block,
     "why": why_block,

@@ -1,0 +1,45 @@
+"""How far scores can be trusted, as a table and charts: LDS, QLD and planted rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from result_format import NOT_YET, dot_of, plot, stored, table, title, with_interval
+
+
+def trust_block() -> str:
+    """Every measure on the embedded model."""
+    found = stored("trust-demo-seed0")
+    return NOT_YET if found is None else trusted(found, "trust", "the demo model")
+
+
+def trust_smollm2_block() -> str:
+    """What was measured of it on the real model."""
+    found = stored("trust-smollm2-seed0")
+    return NOT_YET if found is None else trusted(found, "trust-smollm2", "SmolLM2-135M-Instruct")
+
+
+def trusted(stored_result: dict[str, Any], name: str, model: str) -> str:
+    """Methods down, measures across, what random orders reach, and a chart of each measure that is trained for."""
+    found = stored_result["found"]
+    cells = {(one["measure"], one["target"], one["method"]): one for one in found}
+    measures = list(dict.fromkeys((measure, of) for measure, of, _ in cells))
+    rows = []
+    for method in dict.fromkeys(method for _, _, method in cells):
+        own = [cells.get((*measure, method)) for measure in measures]
+        rows.append([title(method), *(with_interval(one["interval"], 2) if one else "" for one in own)])
+    chances = {(one["measure"], one["target"]): f"{one['chance']:.2f}" for one in found}
+    head = ["method", *(f"{measure}, {of}" for measure, of in measures)]
+    text = table(head, [*rows, ["by chance", *(chances[measure] for measure in measures)]])
+    if control := stored_result.get("random_orders"):
+        subsets = next(len(one["details"]["loss"]) for one in found if one["measure"] == "LDS")
+        text += (
+            f"\nOf {control['orders']:,} random orders 95 % reach an LDS between {control['low']:.2f} and "
+            f"{control['high']:.2f} with these {subsets} subsets, the luckiest {control['highest']:.2f}.\n"
+        )
+    for measure in ("LDS", "QLD"):
+        own = [one for one in found if one["measure"] == measure]
+        if own:
+            dots = [dot_of(title(one["method"]), one["interval"], measure) for one in own]
+            text += plot(f"{name}-{measure.lower()}", dots, f"{measure} on {model}", "dashed: chance", 0.0)
+    return text
