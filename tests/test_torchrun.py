@@ -39,7 +39,9 @@ EPOCHS = 3
 TRAINING = {**WARMUP, "epochs": EPOCHS, "device_batch_size": 1, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 """Four rows a step, and no dropout, whose draws are each process's own."""
 TOLERANCE = 1e-5
-"""Largest length of a weight's difference between one process and two, relative to the weight."""
+"""Largest length of a weight's difference between one process and two, relative to the weight, in float32."""
+TOLERANCE_BFLOAT16 = 0.02
+"""The same where losses are computed in bfloat16, of which one rounding is 0.004."""
 
 
 def options(config: dict[str, Any], output: Path, **changes: Any) -> list[str]:
@@ -77,11 +79,11 @@ def training_of(output: Path) -> Path:
     return folder
 
 
-def assert_close(found: Path, expected: Path) -> None:
+def assert_close(found: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (found, expected))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        assert float((ours[name] - tensor).norm() / tensor.norm()) < TOLERANCE, name
+        assert float((ours[name] - tensor).norm() / tensor.norm()) < tolerance, name
 
 
 def test_two_processes_train_what_one_trains(config: dict[str, Any], tmp_path: Path) -> None:
@@ -102,10 +104,14 @@ def test_two_processes_train_what_one_trains(config: dict[str, Any], tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_what_followed_the_last_epoch(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fsdp", [False, True], ids=["whole weights", "weights in pieces"])
+def test_a_killed_process_costs_what_followed_the_last_epoch(
+    config: dict[str, Any], tmp_path: Path, fsdp: bool
+) -> None:
     """Training again gives the same bits as training undisturbed, with dropout too."""
     config["warmup_share"] = 1.0
-    training = {**TRAINING, "epochs": 2, "adapter": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+    adapter = {"rank": 4, "alpha": 8, "dropout": 0.3}
+    training = {**TRAINING, "epochs": 2, "adapter": adapter, "fsdp": fsdp, "gradient_checkpointing": fsdp}
     changes = {"warmup": training, "warmup_checkpoints": [2]}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished(start(2, ["warmup", *options(config, whole, **changes)]))
@@ -212,17 +218,23 @@ def test_an_environment_of_several_processes_that_is_not_whole_is_said(
 
 
 @pytest.mark.slow
-def test_frozen_weights_in_pieces_train_the_same_adapter(config: dict[str, Any], tmp_path: Path) -> None:
-    """FSDP2 in two processes against one process that holds all."""
-    config["warmup_share"] = 0.33
+@pytest.mark.parametrize(
+    ("dtype", "recomputed", "tolerance"),
+    [("float32", False, TOLERANCE), ("float32", True, TOLERANCE), ("bfloat16", True, TOLERANCE_BFLOAT16)],
+)
+def test_frozen_weights_in_pieces_train_the_same_adapter(
+    config: dict[str, Any], tmp_path: Path, dtype: str, recomputed: bool, tolerance: float
+) -> None:
+    """FSDP2 in two processes, also with recomputed activations, against one process that holds all."""
+    config |= {"warmup_share": 0.33, "dtype": dtype}
     alone, together = tmp_path / "alone", tmp_path / "together"
-    changes = {"warmup": {**TRAINING, "fsdp": True}}
+    changes = {"warmup": {**TRAINING, "fsdp": True, "gradient_checkpointing": recomputed}}
     both = [start(1, ["warmup", *options(config, alone)]), start(2, ["warmup", *options(config, together, **changes)])]
     _, said = [finished(one) for one in both]
     one, two = training_of(alone), training_of(together)
     assert len(list(one.glob("checkpoint-*"))) == EPOCHS
     for checkpoint in one.glob("checkpoint-*"):
-        assert_close(two / checkpoint.name, checkpoint)
+        assert_close(two / checkpoint.name, checkpoint, tolerance)
         files = [{path.name for path in folder.iterdir()} for folder in (checkpoint, two / checkpoint.name)]
         assert files[0] == files[1]
     assert said.count("Warm-up: ") == 1
