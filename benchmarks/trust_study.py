@@ -41,6 +41,7 @@ def main(
     seed: int = 0,
     work: Path = WORK,
     threads: int = 1,
+    workers: int = 0,
     results: Path = RESULTS,
 ) -> None:
     """Compute whatever is missing.
@@ -61,12 +62,15 @@ def main(
         Folder for everything between.
     threads:
         CPU threads.
+    workers:
+        Processes that share the work; 0 for this one alone.
     results:
         Folder for the JSON file.
     """
     torch.set_num_threads(threads)
     name = "smollm2" if smollm2 else "demo"
-    common = often(smollm2, data, seed, work)
+    shared = {"engine_kind": "local", "devices": f"cpu:{workers}"} if workers else {}
+    common = {**often(smollm2, data, seed, work), **shared}
     told = f"trust_study.py --seed {seed}" + " --smollm2" * smollm2
     told += f" --pieces {' '.join(pieces)}" * (pieces != tuple(PIECES)) + f" --subsets {subsets}" * bool(subsets)
     changes = {"lds": {"subsets": subsets}} if subsets else {}
