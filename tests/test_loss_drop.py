@@ -27,7 +27,7 @@ from gistselect.training.train import train
 from gistselect.types import Example, Record
 from reference_errors import assert_like_reference
 from tiny_models import FAMILIES, adapted_model, bare_model, examples
-from tiny_runs import run, write_rows
+from tiny_runs import RecordingReporter, run, write_rows
 
 FAST = "loss_drop:learning_rate=0.01,epochs=3"
 
@@ -132,3 +132,14 @@ def test_a_row_that_breaks_the_model_has_no_score_and_moves_no_other(
     kept = dict(zip(found["id"], found["score"], strict=True))
     assert len(kept) == len(whole["id"]) - 2
     assert all(kept[one] == score for one, score in zip(whole["id"], whole["score"], strict=True) if one in kept)
+
+
+def test_every_batch_and_every_step_of_the_training_within_is_told(config: dict[str, Any]) -> None:
+    reporter = RecordingReporter()
+    run(config, reporter, representation=(FAST,), engine={"batch_tokens": 64})
+    queries, pool = reporter.last["queries"], reporter.last["pool forward pass (Loss drop)"]
+    assert queries.total is not None
+    assert 0.9 * queries.total < queries.done <= queries.total
+    assert len(reporter.steps_done["queries"]) > 2 + 3, "losses before and after, and a step an epoch"
+    assert pool.done == pool.total
+    assert len(reporter.steps_done["pool forward pass (Loss drop)"]) > 10

@@ -20,10 +20,14 @@ import pytest
 from gistselect.cli import main
 from gistselect.errors import DataError
 from gistselect.run import progress
+from gistselect.run.crew import Advanced, Done
+from gistselect.run.engine import Scheduled
 from gistselect.run.events import EVENTS
 from gistselect.run.progress import Reporter
+from gistselect.run.scheduling import Limits
+from gistselect.run.sources import Sources
 from gistselect.terminal import Terminal
-from tiny_runs import row, run, write_rows
+from tiny_runs import RecordingReporter, row, run, write_rows
 
 LINE = r"\d\d:\d\d:\d\d reading: "
 
@@ -241,3 +245,52 @@ def test_every_command_can_be_quiet_or_verbose(
     with pytest.raises(SystemExit):
         main([*arguments, "--quiet", "--verbose"])
     assert "not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("times", [1, 3, 7])
+def test_what_is_read_several_times_counts_once(times: int) -> None:
+    sources, heard = Sources(), []
+    with sources.listening(heard.append):
+        with sources.read_often(times):
+            for _ in range(10 * times):
+                sources.advance(11)
+        assert (sum(heard), len(heard)) == (110, 10 * times)
+        sources.advance(5)
+    assert sum(heard) == 115
+
+
+class Telling:
+    """One worker that tells of ten units, twice, before each part is done; a crew and a job of two parts."""
+
+    elsewhere, needs_live_model, takes_its_time, n_rows, unit = False, False, True, None, "tokens"
+
+    def __init__(self, amounts: list[int], *, counts_parts: bool) -> None:
+        self.amounts, self.counts_parts = amounts, counts_parts
+
+    def begin(self, job: Any) -> list[str]:
+        return ["w"]
+
+    def wait(self, until: float | None) -> list[Any]:
+        return [Advanced(worker="w", amount=10), Advanced(worker="w", amount=10), Done(worker="w")]
+
+    def now(self) -> float:
+        return 0.0
+
+    def pending(self, index: int) -> bool:
+        return True
+
+    def give(self, worker: str, assignment: Any) -> None: ...
+
+    def complete(self) -> None: ...
+
+
+def test_workers_never_tell_more_than_there_is_unless_nobody_knows_what_there_is() -> None:
+    for known, amounts in ((True, [15, 25]), (False, [1, 1])):
+        reporter, work = RecordingReporter(), Telling(amounts, counts_parts=not known)
+        Scheduled(work, Limits(), quarantine=False).run(work, "pass", reporter)  # pyright: ignore[reportArgumentType]
+        step = reporter.last["pass"]
+        assert step.total == (40 if known else None)
+        assert step.done == 40
+        told = reporter.steps_done["pass"]
+        assert told == sorted(told)
+        assert {10, 15} <= set(told) if known else told[0] == 10

@@ -50,11 +50,13 @@ class Forward:
         packing: PackingChoice = "auto",
         batch_tokens: int | None = None,
         within: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         """Choose head and layout by comparing with the model's own loss on a tiny probe.
 
         `batch_tokens` is chosen for the device by default. Every pass, the probe too, runs inside the context that
-        `within` makes, and in evaluation mode; the modules' modes are restored after it.
+        `within` makes, and in evaluation mode; the modules' modes are restored after it. `on_tokens` is told how many
+        tokens each batch has read, once more if a pass has to start again.
         Raises `ModelError` if nothing reproduces the model's own loss.
         """
         self.language_model, self.causal = language_model, language_model.causal
@@ -66,7 +68,7 @@ class Forward:
         """Tokens a batch as they should be, and as memory has allowed of late."""
         self._calm = 0
         self.vocabulary: int = self.causal.get_input_embeddings().weight.shape[0]
-        self._within = within
+        self._within, self._on_tokens = within, on_tokens
         self._attention = SegmentAttention()
         self._candidates = candidates(packing, str(getattr(self.causal.config, "_attn_implementation", "")))
         self.head: OutputHead | None
@@ -139,6 +141,12 @@ class Forward:
 
         for batch in prefetched(build, plan_batches(lengths, self.batch_tokens, self.layout)):
             yield batch.to(self.device)
+            self.tell(int(batch.lengths.sum()))
+
+    def tell(self, tokens: int) -> None:
+        """Say that so many tokens more have been read with this model."""
+        if self._on_tokens is not None:
+            self._on_tokens(tokens)
 
     def single(self, examples: Sequence[Example], row: int, lengths: NDArray[np.int64]) -> Batch:
         """A batch on the device with one example alone."""

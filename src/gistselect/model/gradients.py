@@ -88,7 +88,6 @@ class GradientEngine:
         """
         self.language_model, self.model = language_model, language_model.model
         self.config = config or EngineConfig()
-        self._on_tokens = on_tokens
         self.device = language_model.device
         self.dtype = torch.promote_types(language_model.dtype, torch.float32)
         narrow = language_model.dtype == torch.bfloat16 and self.device.type == "cuda"
@@ -101,13 +100,20 @@ class GradientEngine:
         prepare_for_gradients(language_model)
         self._capture, self._capture_reason = choose_capture(self.model, self.config.capture)
         self._fallback: list[Tensor] = []
+        forward_by = partial(
+            Forward,
+            language_model,
+            batch_tokens=self.config.batch_tokens,
+            within=self._capturing,
+            on_tokens=on_tokens,
+        )
         if self._capture is not None:
-            self.forward = Forward(language_model, self.config.packing, self.config.batch_tokens, self._capturing)
+            self.forward = forward_by(self.config.packing)
             if misfit := self._capture.misfit(*self._probe()):
                 self._capture, self._capture_reason = None, without_hooks(misfit, self.config.capture)
         if self._capture is None:
             self._fallback = list(parameters.values())
-            self.forward = Forward(language_model, "single", self.config.batch_tokens, self._capturing)
+            self.forward = forward_by("single")
         self.parameters: tuple[ParameterBlock, ...] = (
             tuple(self._capture.blocks)
             if self._capture is not None
@@ -301,8 +307,6 @@ class GradientEngine:
         with self.forward.running():
             for batch in self.forward.batches(examples, lengths):
                 self._backward(batch, fan, losses)
-                if self._on_tokens is not None:
-                    self._on_tokens(int(batch.lengths.sum()))
             fan.finish()
             if self.forward.layout == "packed":
                 self._repeat_broken(examples, lengths, fan, losses)

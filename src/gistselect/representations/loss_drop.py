@@ -9,10 +9,10 @@ adapter is kept, so that another pool costs forward passes alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,14 @@ from gistselect.representations.interface import (
 )
 from gistselect.representations.queries import Queries
 from gistselect.types import Example
+
+if TYPE_CHECKING:
+    from gistselect.model.forward import Forward
+    from gistselect.training.trainer import Progress
+
+
+PASSES = 3
+"""A step of training, in forward passes over what it reads."""
 
 
 class LossDrop(Representation):
@@ -63,7 +71,7 @@ class LossDrop(Representation):
 
     def passes(self, n_queries: int, at: Any) -> int:
         """Forward and backward of each epoch, and the queries' losses before and after."""
-        return 3 * self.epochs + 2
+        return PASSES * self.epochs + 2
 
     def fit(self, queries: Queries, at: HiddenSource, folder: Path, prepared: Prepared | None) -> Fitted:
         """The factors of an adapter for the target, or for each of its groups.
@@ -82,7 +90,12 @@ class LossDrop(Representation):
             rows = [queries.examples[place] for place in places]
             with TemporaryDirectory(dir=folder) as scratch:
                 result = train(
-                    at.forward.language_model, rows, self._training(rows), output=Path(scratch), seed=self.seed
+                    at.forward.language_model,
+                    rows,
+                    self._training(rows),
+                    output=Path(scratch),
+                    seed=self.seed,
+                    progress=self._telling(at.forward, rows),
                 )
                 update = LoraUpdate.read(result.adapter)
             collector = AdaptedLoss([update])
@@ -96,6 +109,18 @@ class LossDrop(Representation):
             "trained_query_loss": float(after.mean()),
         }
         return Fitted(groups=names, arrays=arrays, facts=facts)
+
+    def _telling(self, forward: Forward, rows: Sequence[Example]) -> Progress:
+        """Counts a step of the training as what its part of the epochs reads, forward and backward."""
+        whole, told = PASSES * self.epochs * sum(row.n_tokens for row in rows), 0
+
+        def reach(step: int, steps: int, _: Mapping[str, float]) -> None:
+            nonlocal told
+            done = whole * step // steps
+            forward.tell(done - told)
+            told = done
+
+        return reach
 
     def _trainings(self, queries: Queries) -> tuple[tuple[str, ...], NDArray[np.intp]]:
         """Names of the score columns, and which of them each query is trained for."""

@@ -90,12 +90,15 @@ class Scheduled:
             raise ConfigError("a model given as an object cannot leave its process; use --engine inline.")
         amounts = job.amounts
         missing = {index: float(amount) for index, amount in enumerate(amounts) if job.pending(index)}
-        with reporter.step(name, total=sum(amounts), unit=job.unit, rows=job.n_rows) as step:
-            step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
+        total = None if job.counts_parts else sum(amounts)
+        with reporter.step(name, total=total, unit=job.unit, rows=job.n_rows) as step:
+            if total is not None:
+                step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
             limits = replace(self._limits, seconds=UNHURRIED) if job.takes_its_time else self._limits
             schedule = Schedule(missing, limits)
             if missing:
-                carry_out(schedule, self._crew, job, _Picture(step, amounts), reporter)
+                picture = _Picture(step, None if job.counts_parts else amounts)
+                carry_out(schedule, self._crew, job, picture, reporter)
         for one in schedule.lost:
             said = f"given up after {len(one.failures)} attempts, the last on {one.failures[-1].worker}: "
             said += _brief(one.failures[-1].text)
@@ -157,7 +160,8 @@ def _failed(schedule: Schedule, picture: _Picture, reporter: Reporter, event: Fa
 class _Picture:
     """One step for all workers: parts that fail are taken back."""
 
-    def __init__(self, step: Step, amounts: Sequence[int]) -> None:
+    def __init__(self, step: Step, amounts: Sequence[int] | None) -> None:
+        """Without amounts nothing is known of a part before it is done."""
         self._step, self._amounts = step, amounts
         self._running: dict[str, int] = {}
 
@@ -166,16 +170,19 @@ class _Picture:
         self._step.workers = n_workers
 
     def advance(self, worker: str, at: Assignment | None, amount: int) -> None:
-        """A worker has read so much more of its part; never more than the part, which may be read several times."""
+        """A worker has read so much more of its part; never more than the part, of which some may be read again."""
         if at is not None:
             told = self._running.get(worker, 0)
-            amount = min(amount, self._amounts[at.index] - told)
+            if self._amounts is not None:
+                amount = min(amount, self._amounts[at.index] - told)
             self._running[worker] = told + amount
             self._step.advance(amount)
 
     def done(self, worker: str, index: int) -> None:
         """A part counts for what it was said to be, whatever its worker reported on the way."""
-        self._step.advance(self._amounts[index] - self._running.pop(worker, 0))
+        reported = self._running.pop(worker, 0)
+        if self._amounts is not None:
+            self._step.advance(self._amounts[index] - reported)
 
     def forget(self, worker: str) -> None:
         """What a failed worker reported does not count."""

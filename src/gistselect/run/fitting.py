@@ -26,8 +26,12 @@ class Fits(Job):
 
     @property
     def amounts(self) -> list[int]:
-        """Tokens of the queries, which may be read several times; of a preparation what is read is not known."""
+        """Tokens of the queries, however often they are read; of a preparation what is read is not known."""
         return [_amount(part) for part in self.parts]
+
+    @property
+    def counts_parts(self) -> bool:
+        return isinstance(self.parts[0], Preparation)
 
     @property
     def needs_live_model(self) -> bool:
@@ -47,7 +51,8 @@ class Fits(Job):
             source = sources.open(self.source)
             if isinstance(part, Preparation):
                 part.save(source, self.source.pool)
-            else:
+                return
+            with sources.read_often(part.representation.passes(len(part.queries.examples), source)):
                 part.save(source)
 
     def describe(self, index: int) -> str:

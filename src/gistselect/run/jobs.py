@@ -29,6 +29,11 @@ class Job(Protocol):
         ...
 
     @property
+    def counts_parts(self) -> bool:
+        """Whether nothing is known of the parts but how many there are, so that `amounts` has a one for each."""
+        return False
+
+    @property
     def n_rows(self) -> int | None:
         """Rows of all parts together, if `amounts` counts something else and this is known."""
         return None

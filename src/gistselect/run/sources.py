@@ -62,6 +62,7 @@ class Sources:
         self._live = live
         self._opened: tuple[SourceSpec, Any] | None = None
         self._listener: Callable[[int], None] | None = None
+        self._times, self._read = 1, 0
         self._collectors: dict[str, Any] = {}
         self._until_closed = ExitStack()
         self.share = 1.0
@@ -75,6 +76,15 @@ class Sources:
             yield
         finally:
             self._listener = None
+
+    @contextmanager
+    def read_often(self, times: int) -> Iterator[None]:
+        """Within this context what is read so many times counts once."""
+        self._times, self._read = times, 0
+        try:
+            yield
+        finally:
+            self._times = 1
 
     def open(self, spec: SourceSpec) -> Any:
         """The source itself: a `GradientSource`, a `HiddenSource`, or the records.
@@ -130,12 +140,15 @@ class Sources:
             if spec.model is None:
                 # A forward pass reads the pretrained model, also where a live one carries an adapter.
                 self._until_closed.enter_context(model.model.disable_adapter())
-            return HiddenSource(forward=Forward(model, spec.engine.packing, spec.engine.batch_tokens))
+            packing, batch_tokens = spec.engine.packing, spec.engine.batch_tokens
+            return HiddenSource(forward=Forward(model, packing, batch_tokens, on_tokens=self.advance))
         from gistselect.model.gradients import GradientEngine
 
         return GradientSource(engine=GradientEngine(model, spec.engine, self.advance), checkpoint=spec.adapter)
 
     def advance(self, tokens: int) -> None:
         """Tell the listener of work done."""
+        before = self._read // self._times
+        self._read += tokens
         if self._listener is not None:
-            self._listener(tokens)
+            self._listener(self._read // self._times - before)
