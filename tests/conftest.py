@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tiny_runs import WARMUP, write_pool, write_target
 
 # Tiny models gain nothing from threads, and two test processes with two each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Begun in the background of a shell, tests would ignore Ctrl-C, and so would the commands that some of them interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 
