@@ -74,6 +74,13 @@ def finished(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def said_beside_one(together: list[str], alone: list[str]) -> str:
+    """What a command in two processes says, while this one does another alone."""
+    process = start(together)
+    cli.main(alone)
+    return finished(process)
+
+
 def training_of(output: Path) -> Path:
     (folder,) = output.glob("artifacts/warmup-*/training")
     return folder
@@ -90,9 +97,7 @@ def test_two_processes_train_what_one_trains(config: dict[str, Any], tmp_path: P
     """17 rows leave a last step of a single one, of which the second process has none."""
     config["warmup_share"] = 0.33
     alone, together = tmp_path / "alone", tmp_path / "together"
-    process = start(["warmup", *options(config, together)])
-    cli.main(["warmup", *options(config, alone)])
-    said = finished(process)
+    said = said_beside_one(["warmup", *options(config, together)], ["warmup", *options(config, alone)])
     one, two = training_of(alone), training_of(together)
     assert [path.name for path in one.glob("checkpoint-*")] == [path.name for path in two.glob("checkpoint-*")]
     for checkpoint in one.glob("checkpoint-*"):
@@ -152,9 +157,7 @@ def test_every_training_of_a_run_is_shared(config: dict[str, Any], tmp_path: Pat
         "train_seeds": [0],
     }
     alone, together = tmp_path / "alone", tmp_path / "together"
-    process = start(["run", *options(config, together, **changes)])
-    cli.main(["run", *options(config, alone, **changes)])
-    said = finished(process)
+    said = said_beside_one(["run", *options(config, together, **changes)], ["run", *options(config, alone, **changes)])
     assert (alone / "selected.jsonl").read_bytes() == (together / "selected.jsonl").read_bytes()
     ours, theirs = ([row["interval"]["mean"] for row in read_json(folder / "comparison.json")[0]["rows"]]
                     for folder in (together, alone))  # fmt: skip
@@ -224,9 +227,7 @@ def test_frozen_weights_in_pieces_train_the_same_adapter(
     config |= {"warmup_share": 0.33, "dtype": dtype}
     alone, together = tmp_path / "alone", tmp_path / "together"
     changes = {"warmup": {**TRAINING, "fsdp": True, "gradient_checkpointing": recomputed}}
-    process = start(["warmup", *options(config, together, **changes)])
-    cli.main(["warmup", *options(config, alone)])
-    said = finished(process)
+    said = said_beside_one(["warmup", *options(config, together, **changes)], ["warmup", *options(config, alone)])
     one, two = training_of(alone), training_of(together)
     assert len(list(one.glob("checkpoint-*"))) == EPOCHS
     for checkpoint in one.glob("checkpoint-*"):

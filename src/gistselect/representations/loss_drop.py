@@ -9,7 +9,7 @@ adapter is kept, so that another pool costs forward passes alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gistselect.increments import increments
 from gistselect.representations.interface import (
     Features,
     Fitted,
@@ -112,15 +113,9 @@ class LossDrop(Representation):
 
     def _telling(self, forward: Forward, rows: Sequence[Example]) -> Progress:
         """Counts a step of the training as what its part of the epochs reads, forward and backward."""
-        whole, told = PASSES * self.epochs * sum(row.n_tokens for row in rows), 0
-
-        def reach(step: int, steps: int, _: Mapping[str, float]) -> None:
-            nonlocal told
-            done = whole * step // steps
-            forward.tell(done - told)
-            told = done
-
-        return reach
+        whole = PASSES * self.epochs * sum(row.n_tokens for row in rows)
+        reach = increments(forward.tell)
+        return lambda step, steps, _: reach(whole * step // steps)
 
     def _trainings(self, queries: Queries) -> tuple[tuple[str, ...], NDArray[np.intp]]:
         """Names of the score columns, and which of them each query is trained for."""

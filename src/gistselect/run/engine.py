@@ -90,15 +90,15 @@ class Scheduled:
             raise ConfigError("a model given as an object cannot leave its process; use --engine inline.")
         amounts = job.amounts
         missing = {index: float(amount) for index, amount in enumerate(amounts) if job.pending(index)}
-        total = None if job.counts_parts else sum(amounts)
+        known = None if job.counts_parts else amounts
+        total = None if known is None else sum(known)
         with reporter.step(name, total=total, unit=job.unit, rows=job.n_rows) as step:
-            if total is not None:
-                step.find_done(sum(amount for index, amount in enumerate(amounts) if index not in missing))
+            if known is not None:
+                step.find_done(sum(amount for index, amount in enumerate(known) if index not in missing))
             limits = replace(self._limits, seconds=UNHURRIED) if job.takes_its_time else self._limits
             schedule = Schedule(missing, limits)
             if missing:
-                picture = _Picture(step, None if job.counts_parts else amounts)
-                carry_out(schedule, self._crew, job, picture, reporter)
+                carry_out(schedule, self._crew, job, _Picture(step, known), reporter)
         for one in schedule.lost:
             said = f"given up after {len(one.failures)} attempts, the last on {one.failures[-1].worker}: "
             said += _brief(one.failures[-1].text)

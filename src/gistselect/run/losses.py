@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gistselect.evaluation.catalog import task_facts
 from gistselect.evaluation.results import LOSS, ItemValues, item_values
+from gistselect.increments import increments
 from gistselect.run.arms import Recipe, Training
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, read_table, write_table
@@ -69,15 +70,9 @@ class Measured:
             if model is None and self.training is not None:
                 self.recipe.store.bring(self.training)
             model = model or model_of(self.recipe, self.adapter)
-            artifact, queries, told = self.artifact(target), target.queries, 0
-
-            def reach(done: int, *_: object) -> None:
-                nonlocal told
-                advance(done - told)
-                told = done
-
+            artifact, queries = self.artifact(target), target.queries
             artifact.begin()
-            losses = target_losses(model, queries.examples, queries.groups, reach)
+            losses = target_losses(model, queries.examples, queries.groups, increments(advance))
             columns = {"id": [one.id for one in losses], LOSS: [one.loss for one in losses], "group": queries.groups}
             write_table(artifact / TABLE, pa.table(columns))
             artifact.complete(items=len(losses))

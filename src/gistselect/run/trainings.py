@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gistselect.errors import ArtifactMismatchError
+from gistselect.increments import increments
 from gistselect.run.engine import Engine
 from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter
@@ -73,14 +74,7 @@ class Trainings(_Alone):
 
     def do(self, index: int, sources: Sources) -> None:
         """Do one training, from where its folder has come to."""
-        told = 0
-
-        def reach(done: int) -> None:
-            nonlocal told
-            sources.advance(done - told)
-            told = done
-
-        self.parts[index].train(reach)
+        self.parts[index].train(increments(sources.advance))
 
     def describe(self, index: int) -> str:
         """What it trains on."""
