@@ -8,6 +8,7 @@ finer measure, for no further training. No default is chosen by these figures: i
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +69,7 @@ def main(
     smollm2: bool = False,
     questions: tuple[str, ...] = (),
     lds_only: bool = False,
+    subsets: int = LDS["subsets"],
     seed: int = 0,
     train_seeds: tuple[int, ...] = (0, 1, 2),
     work: Path = WORK,
@@ -85,7 +87,9 @@ def main(
     questions:
         Only these (rank, warm-up, …); the file then holds what was asked for alone.
     lds_only:
-        Train on no selection of a variant with a pass of its own; it then has an LDS alone.
+        Train on no selection: variants then have an LDS alone, and no random rows beside them.
+    subsets:
+        Of LDS, each one training; the same ones again when asked for more.
     seed:
         Names the part of the pool.
     train_seeds:
@@ -105,9 +109,12 @@ def main(
         if not questions or one.question in (*questions, "reference")
     ]
     if lds_only:
-        asked = [replace(one, trained=one.trained and not one.options) for one in asked]
-    told = f"ablations.py --seed {seed}" + " --smollm2" * smollm2
-    made = circumstances(told, model_title(not smollm2), {**common, "train_seeds": train_seeds, "lds": LDS})
+        asked = [replace(one, trained=False) for one in asked]
+    told = f"ablations.py --seed {seed}" + " --smollm2" * smollm2 + " --lds-only" * lds_only
+    told += f" --questions {shlex.join(questions)}" * bool(questions)
+    told += f" --subsets {subsets}" * (subsets != LDS["subsets"])
+    recorded = {**common, "train_seeds": train_seeds, "lds": {**LDS, "subsets": subsets}}
+    made = circumstances(told, model_title(not smollm2), recorded)
     path = results / f"ablations-{'smollm2' if smollm2 else 'demo'}-seed{seed}.json"
     reporter = Reporter()
     with locked(common["output"], "wait", reporter.say):
@@ -116,13 +123,14 @@ def main(
         for some in _by_options(asked):
             scored += score(common, some, reporter)
             # The first variants have read the pool.
-            trial = trial or Trial(common, train_seeds, reporter)
+            trial = trial or Trial(common, train_seeds, subsets, reporter)
             write_json(path, {"made": made, "level": LEVEL, **found(trial, scored)})
 
 
 def found(trial: Trial, scored: Sequence[Scored]) -> dict[str, Any]:
     """Everything that the variants scored so far show."""
-    selections, predicted = trial.selections(scored), trial.predictions(scored)
+    selections = trial.selections(scored) if any(one.variant.trained for one in scored) else {}
+    predicted = trial.predictions(scored)
     reference = set(scored[0].selected.tolist())
     findings = [
         {
@@ -137,7 +145,8 @@ def found(trial: Trial, scored: Sequence[Scored]) -> dict[str, Any]:
         }
         for one, interval in zip(scored, predicted, strict=True)
     ]
-    return {"references": {name: selections[name] for name in (BEFORE, RANDOM)}, "findings": findings}
+    references = {name: selections[name] for name in (BEFORE, RANDOM) if name in selections}
+    return {"references": references, "findings": findings}
 
 
 def label(variant: Variant) -> str:
@@ -199,11 +208,11 @@ def _scored(variant: Variant, method: Method) -> Scored:
 class Trial:
     """The variants under the reference's recipe."""
 
-    def __init__(self, common: dict[str, Any], seeds: Sequence[int], reporter: Reporter) -> None:
+    def __init__(self, common: dict[str, Any], seeds: Sequence[int], subsets: int, reporter: Reporter) -> None:
         self.config = RunConfig.from_values({**common, "representation": ["gist"], "evaluate": True})
         plan = make_plan(self.config, "evaluate", None)
         assert plan.compare is not None
-        self.arms, self.seeds = Arms(plan.compare, reporter), seeds
+        self.arms, self.seeds, self.subsets = Arms(plan.compare, reporter), seeds, subsets
 
     def selections(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Every variant's loss after training, with its differences, and the arms that it is compared with."""
@@ -227,7 +236,7 @@ class Trial:
         """LDS of each variant over the same random subsets. A row without a score counts as one with the mean."""
         config = self.config
         rows = rows_in_question(self.arms.usable, LDS["validation_rows"], config.seed)
-        subsets = random_subsets(len(rows), round(0.1 * len(rows)), LDS["subsets"], config.seed)
+        subsets = random_subsets(len(rows), round(0.1 * len(rows)), self.subsets, config.seed)
         loss = np.array(
             [
                 _mean(self.arms.after(rows[chosen], LDS["train_seeds"][0], f"subset {number}"))
