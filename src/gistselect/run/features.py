@@ -12,7 +12,7 @@ from gistselect.representations.interface import Reads
 from gistselect.run.cells import Cell, Checkpoint, Column, Fit, Preparation
 from gistselect.run.earlier import Stretch, n_rows, stretches
 from gistselect.run.engine import Engine
-from gistselect.run.fitting import Fits, announce, tell
+from gistselect.run.fitting import Fits, Preparations, announce, tell
 from gistselect.run.passes import Pass
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources, SourceSpec
@@ -109,7 +109,7 @@ class Features:
                 self._fit(fit, source, sources, reporter)
             return
         if preparations:
-            engine.run(Fits(source=source, parts=tuple(preparations)), "what all targets share", reporter)
+            engine.run(Preparations(source=source, parts=tuple(preparations)), "what all targets share", reporter)
         if fits:
             for fit in fits:
                 announce(fit, reporter)

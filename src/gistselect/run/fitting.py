@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from gistselect.errors import ArtifactMismatchError
 from gistselect.representations.queries import Apart
@@ -12,26 +14,15 @@ from gistselect.run.jobs import Job
 from gistselect.run.progress import Reporter
 from gistselect.run.sources import Sources, SourceSpec
 
+Part = TypeVar("Part", Fit, Preparation)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Fits(Job):
-    """Pending fits, or the preparations before them, that read the same thing; each is a part."""
+class _OfOneSource(Job, Generic[Part]):
+    """Pending parts that read the same source; each has an artifact of its own."""
 
     source: SourceSpec
-    parts: tuple[Fit, ...] | tuple[Preparation, ...]
-
-    @property
-    def unit(self) -> str:
-        return "tokens" if self.source.reads != "text" else "queries"
-
-    @property
-    def amounts(self) -> list[int]:
-        """Tokens of the queries, however often they are read; of a preparation what is read is not known."""
-        return [_amount(part) for part in self.parts]
-
-    @property
-    def counts_parts(self) -> bool:
-        return isinstance(self.parts[0], Preparation)
+    parts: tuple[Part, ...]
 
     @property
     def needs_live_model(self) -> bool:
@@ -44,33 +35,67 @@ class Fits(Job):
         sources.open(self.source)
 
     def do(self, index: int, sources: Sources) -> None:
-        """Fit one target, or prepare what all share."""
         part = self.parts[index]
         part.artifact.begin()
         with part.artifact.timed():
-            source = sources.open(self.source)
-            if isinstance(part, Preparation):
-                part.save(source, self.source.pool)
-                return
-            with sources.read_often(part.representation.passes(len(part.queries.examples), source)):
-                part.save(source)
+            self.save(part, sources)
 
-    def describe(self, index: int) -> str:
-        part = self.parts[index]
-        if isinstance(part, Preparation):
-            return f"what all targets of {part.representation.title} share"
-        return f"the queries of {part.queries.target} for {part.representation.title}"
+    @abstractmethod
+    def save(self, part: Part, sources: Sources) -> None:
+        """Compute one part and write it."""
+        ...
 
     def complete(self) -> None:
-        """Raises `ArtifactMismatchError` if a fit is missing."""
+        """Raises `ArtifactMismatchError` if a part is missing."""
         if missing := [index for index in range(len(self.parts)) if self.pending(index)]:
             raise ArtifactMismatchError(f"{self.describe(missing[0])} are missing; run again.")
 
 
-def _amount(part: Fit | Preparation) -> int:
-    if isinstance(part, Preparation):
-        return 1
-    return sum(example.n_tokens for example in part.queries.examples) or len(part.queries.records)
+@dataclass(frozen=True, kw_only=True)
+class Preparations(_OfOneSource[Preparation]):
+    """What all targets share, computed before the fits. How much of the pool each reads is not known."""
+
+    @property
+    def counts_parts(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> str:
+        return self.source.rows.unit
+
+    @property
+    def amounts(self) -> list[int]:
+        return [1] * len(self.parts)
+
+    def save(self, part: Preparation, sources: Sources) -> None:
+        part.save(sources.open(self.source), self.source.pool)
+
+    def describe(self, index: int) -> str:
+        return f"what all targets of {self.parts[index].representation.title} share"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fits(_OfOneSource[Fit]):
+    """What the queries of each target determine."""
+
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.source.reads != "text" else "queries"
+
+    @property
+    def amounts(self) -> list[int]:
+        """Tokens of the queries, however often they are read."""
+        queries = [part.queries for part in self.parts]
+        return [sum(example.n_tokens for example in one.examples) or len(one.records) for one in queries]
+
+    def save(self, part: Fit, sources: Sources) -> None:
+        source = sources.open(self.source)
+        with sources.read_often(part.representation.passes(len(part.queries.examples), source)):
+            part.save(source)
+
+    def describe(self, index: int) -> str:
+        part = self.parts[index]
+        return f"the queries of {part.queries.target} for {part.representation.title}"
 
 
 def announce(fit: Fit, reporter: Reporter) -> None:
