@@ -292,3 +292,13 @@ def test_the_written_template_is_the_published_one() -> None:
 
 def test_every_export_is_registered() -> None:
     assert set(names("export")) >= {"trl", "axolotl", "llamafactory"}
+
+
+@pytest.mark.parametrize("tool", names("export"))
+def test_an_alpha_that_no_tool_takes_is_refused_instead_of_rounded(tool: str, tiny_model: Path, tmp_path: Path) -> None:
+    odd = TrainingConfig(adapter=AdapterConfig(rank=8, alpha=22.6))
+    with pytest.raises(ConfigError, match=r"alpha of 22\.6"):
+        run(tool, tmp_path / "out", tiny_model, config=odd)
+    assert not (tmp_path / "out").exists()
+    _, settings = run(tool, tmp_path / "out", tiny_model, config=TrainingConfig(adapter=AdapterConfig(alpha=16)))
+    assert settings["lora_alpha"] == 16

@@ -68,7 +68,7 @@ def to_axolotl(job: ExportJob) -> list[Path]:
         settings |= {
             "adapter": "qlora" if job.model.quantization == "4bit" else "lora",
             "lora_r": recipe.adapter.rank,
-            "lora_alpha": int(recipe.adapter.alpha),
+            "lora_alpha": job.alpha,
             "lora_dropout": recipe.adapter.dropout,
             **({"lora_target_linear": True} if targets == ALL_LINEAR else {"lora_target_modules": targets}),
             "peft_use_rslora": recipe.adapter.rslora,

@@ -23,7 +23,7 @@ from gistselect.data.templates import Tulu
 from gistselect.errors import ConfigError, DataError
 from gistselect.files import replacing_folder
 from gistselect.model.config import ModelConfig
-from gistselect.training.recipe import TrainingConfig
+from gistselect.training.recipe import TrainingConfig, rows_at_once, steps_per_epoch
 from gistselect.types import Message, Record
 
 DATA_FILE = "selected.jsonl"
@@ -97,6 +97,18 @@ class ExportJob:
         return lora_targets(self.config.adapter, model_skeleton(self.model))
 
     @property
+    def alpha(self) -> int:
+        """The adapter's alpha. Raises `ConfigError` if it is no whole number: no tool takes another, and rounded it
+        would be another recipe."""
+        alpha = self.config.adapter.alpha
+        if alpha != int(alpha):
+            raise ConfigError(
+                f"an adapter's alpha of {alpha:g} cannot be handed on: the tools take whole numbers only; train with "
+                "such a --finetune.adapter.alpha."
+            )
+        return int(alpha)
+
+    @property
     def base_model(self) -> str:
         """Hub id or full path of the model: configurations are run inside their own folder."""
         folder = Path(self.model.path)
@@ -124,8 +136,8 @@ def schedule(job: ExportJob, n_rows: int) -> dict[str, Any]:
     """The recipe in the names of transformers' `TrainingArguments`, for one device."""
     recipe = job.config
     batch = recipe.global_batch_size
-    device = max(size for size in range(1, min(recipe.device_batch_size, batch) + 1) if batch % size == 0)
-    steps = recipe.epochs * math.ceil(n_rows / batch)
+    device = rows_at_once(recipe, batch)
+    steps = recipe.epochs * steps_per_epoch(n_rows, batch)
     return {
         "num_train_epochs": recipe.epochs,
         "learning_rate": recipe.learning_rate,

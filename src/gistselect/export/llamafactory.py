@@ -72,7 +72,7 @@ def to_llamafactory(job: ExportJob) -> list[Path]:
     if not recipe.full:
         settings |= {
             "lora_rank": recipe.adapter.rank,
-            "lora_alpha": int(recipe.adapter.alpha),
+            "lora_alpha": job.alpha,
             "lora_dropout": recipe.adapter.dropout,
             "lora_target": _target(job.target_modules),
             "use_rslora": recipe.adapter.rslora,

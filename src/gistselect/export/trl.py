@@ -58,7 +58,7 @@ def to_trl(job: ExportJob) -> list[Path]:
         settings |= {
             "use_peft": True,
             "lora_r": adapter.rank,
-            "lora_alpha": int(adapter.alpha),
+            "lora_alpha": job.alpha,
             "lora_dropout": adapter.dropout,
             "lora_target_modules": _listed(job.target_modules),
             "use_rslora": adapter.rslora,
