@@ -25,6 +25,8 @@ TITLES = {
     "length": "Length",
     "random": "Random",
 }
+MATHEMATICS = ("cot_gsm8k", "mawps", "svamp", "asdiv", "cot_aqua")
+BEFORE, RANDOM = "before", "random rows"
 NOT_YET = "*Not measured yet.*\n"
 Interval = Mapping[str, float]
 
@@ -59,6 +61,11 @@ def difference(one: Interval | None) -> str:
         return ""
     text = f"{one['mean']:+.3f} ± {(one['high'] - one['low']) / 2:.3f}"
     return f"**{text}**" if one["low"] > 0 or one["high"] < 0 else text
+
+
+def mathematics(sources: Mapping[str, float]) -> str:
+    """Which share of the rows is mathematics, by their sources' shares."""
+    return f"{sum(sources.get(name, 0.0) for name in MATHEMATICS):.0%}"
 
 
 def plot(name: str, dots: Sequence[Dot], plot_title: str, x_label: str, reference: float | None) -> str:

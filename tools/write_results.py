@@ -15,19 +15,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablations_result import ablations_block, ablations_smollm2_block
 from cascade_result import cascade_block
 from choices_result import choices_block
 from reliability_results import RELIABILITY
 from repeat_result import repeat_block
 from result_format import (
+    BEFORE,
     DOCS,
     NOT_YET,
     PLOTS,
+    RANDOM,
     RESULTS,
     ROOT,
     WRITTEN,
     difference,
     dot_of,
+    mathematics,
     plot,
     stored,
     table,
@@ -38,8 +42,6 @@ from trust_result import trust_block, trust_smollm2_block
 
 PAGES = (DOCS / "results.md", DOCS / "reliability.md", ROOT / "README.md")
 BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z0-9-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-MATHEMATICS = ("cot_gsm8k", "mawps", "svamp", "asdiv", "cot_aqua")
-BEFORE, RANDOM = "before", "random rows"
 
 
 def small() -> dict[str, Any] | None:
@@ -80,7 +82,7 @@ def _arm(one: Mapping[str, Any], sources: Mapping[str, float] | None, pool: Mapp
         _seconds(cost["selection_seconds"]) if cost else "",
         "" if ratio is None else f"{ratio:.2g}",
         f"{cost['bytes_per_row']:,.0f}" if cost else "",
-        "" if known is None else f"{sum(known.get(name, 0.0) for name in MATHEMATICS):.0%}",
+        "" if known is None else mathematics(known),
     ]
 
 
@@ -117,47 +119,6 @@ def headline() -> str:
     ]
     items = f"loss on held-out GSM8K (nats a token), {arms['GIST']['n_runs']} training seeds"
     return table([items, "mean [95 % interval]", "minus random rows", "minus BM25"], rows)
-
-
-def ablations_block() -> str:
-    """One row a variant: loss after training where it was trained on, LDS, rows shared with the reference."""
-    found = stored("ablations-demo-seed0")
-    if found is None:
-        return NOT_YET
-    rows, dots = [], []
-    for one in found["findings"]:
-        loss = one["loss"] or {}
-        against = loss.get("against", {})
-        null = next(iter(one["facts"]["null"].values()), None)
-        rows.append(
-            [
-                f"{one['question']}: {one['name']}",
-                f"{loss['mean']:.3f}" if loss else "",
-                difference(against.get(RANDOM)),
-                difference(against.get("reference")),
-                with_interval(one["lds"], 2),
-                f"{one['shared_with_reference']:.0%}",
-                f"{sum(one['sources'].get(name, 0.0) for name in MATHEMATICS):.0%}",
-                f"{one['facts']['score_quantiles'][2]:.3g} / {null['0.95']:.3g}" if null and "0.95" in null else "",
-            ]
-        )
-        dots.append(dot_of(f"{one['question']}: {one['name']}"[:44], one["lds"], "LDS"))
-    random = found["references"][RANDOM]
-    head = [
-        "variant",
-        "loss",
-        "minus random",
-        "minus reference",
-        "LDS",
-        "shared rows",
-        "mathematics",
-        "95 % of rows / of noise",
-    ]
-    drawn = ["random rows", f"{random['mean']:.3f}", "", "", "", "", "", ""]
-    text = table(head, [drawn, *rows])
-    return text + plot(
-        "ablations-lds", dots, "LDS of every variant", "rank correlation; dashed: the reference", dots[0].mean
-    )
 
 
 def headroom_block() -> str:
@@ -271,6 +232,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trust": trust_block,
     "trust-smollm2": trust_smollm2_block,
     "ablations": ablations_block,
+    "ablations-smollm2": ablations_smollm2_block,
     "headroom": headroom_block,
     "why": why_block,
     "cascade": cascade_block,
