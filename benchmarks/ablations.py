@@ -12,7 +12,6 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cyclopts
@@ -24,7 +23,6 @@ from ablation_variants import Variant, variants
 from gistselect.evaluation.ranking import spearman
 from gistselect.evaluation.results import ItemValues, group_codes
 from gistselect.evaluation.verdict import BEFORE
-from gistselect.files import write_json
 from gistselect.linalg.intervals import Interval, item_weights
 from gistselect.run.arms import BASELINES
 from gistselect.run.config import RunConfig
@@ -40,7 +38,7 @@ from gistselect.run.validating import random_subsets, rows_in_question
 from gistselect.selection.baselines import random_rows
 from gistselect.streams import Stream, generator
 from study_arms import LEVEL, Arms, compared
-from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
+from study_setup import DEFAULT_PLACE, Place, circumstances, model_title, often
 from trust_study import PIECES
 
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
@@ -65,23 +63,18 @@ class Scored:
 @app.default
 def main(
     *,
-    data: Path = SHARED / "full",
+    place: Place = DEFAULT_PLACE,
     smollm2: bool = False,
     questions: tuple[str, ...] = (),
     lds_only: bool = False,
     subsets: int = LDS["subsets"],
-    seed: int = 0,
     train_seeds: tuple[int, ...] = (0, 1, 2),
-    work: Path = WORK,
     threads: int = 1,
-    results: Path = RESULTS,
 ) -> None:
     """Compute whatever is missing.
 
     Parameters
     ----------
-    data:
-        LESS-style folder: train/processed and eval.
     smollm2:
         The real model instead of the embedded one: hours on a CPU, in pieces.
     questions:
@@ -90,32 +83,26 @@ def main(
         Train on no selection: variants then have an LDS alone, and no random rows beside them.
     subsets:
         Of LDS, each one training; the same ones again when asked for more.
-    seed:
-        Names the part of the pool.
     train_seeds:
         Seeds of the trainings.
-    work:
-        Folder for everything between.
     threads:
         CPU threads.
-    results:
-        Folder for the JSON file.
     """
     torch.set_num_threads(threads)
-    common = often(smollm2, data, seed, work)
+    common = often(smollm2, place)
     asked = [
         one
-        for one in variants(smollm2, common["warmup"], work / "made")
+        for one in variants(smollm2, common["warmup"], place.work / "made")
         if not questions or one.question in (*questions, "reference")
     ]
     if lds_only:
         asked = [replace(one, trained=False) for one in asked]
-    told = f"ablations.py --seed {seed}" + " --smollm2" * smollm2 + " --lds-only" * lds_only
+    told = f"ablations.py --seed {place.seed}" + " --smollm2" * smollm2 + " --lds-only" * lds_only
     told += f" --questions {shlex.join(questions)}" * bool(questions)
     told += f" --subsets {subsets}" * (subsets != LDS["subsets"])
     recorded = {**common, "train_seeds": train_seeds, "lds": {**LDS, "subsets": subsets}}
     made = circumstances(told, model_title(not smollm2), recorded)
-    path = results / f"ablations-{'smollm2' if smollm2 else 'demo'}-seed{seed}.json"
+    name = f"ablations-{'smollm2' if smollm2 else 'demo'}"
     reporter = Reporter()
     with locked(common["output"], "wait", reporter.say):
         trial: Trial | None = None
@@ -124,7 +111,7 @@ def main(
             scored += score(common, some, reporter)
             # The first variants have read the pool.
             trial = trial or Trial(common, train_seeds, subsets, reporter)
-            write_json(path, {"made": made, "level": LEVEL, **found(trial, scored)})
+            place.write(name, {"made": made, "level": LEVEL, **found(trial, scored)})
 
 
 def found(trial: Trial, scored: Sequence[Scored]) -> dict[str, Any]:

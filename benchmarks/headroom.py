@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from gistselect.evaluation.verdict import BEFORE
-from gistselect.files import write_json
 from gistselect.run.config import RunConfig
 from gistselect.run.lock import locked
 from gistselect.run.plan import make_plan
@@ -23,11 +22,10 @@ from gistselect.run.progress import Reporter
 from gistselect.run.staffing import opened
 from study_arms import LEVEL, Arms, compared
 from study_setup import (
+    DEFAULT_PLACE,
     DEMO,
     REAL,
-    RESULTS,
-    SHARED,
-    WORK,
+    Place,
     circumstances,
     model_folder,
     model_title,
@@ -46,54 +44,43 @@ IN_DOMAIN, RANDOM = "rows of its sources", "random rows"
 @app.default
 def main(
     *,
-    data: Path = SHARED / "full",
+    place: Place = DEFAULT_PLACE,
     smollm2: bool = False,
     targets: tuple[str, ...] = tuple(SOURCES),
     draws: int | None = None,
-    seed: int = 0,
-    work: Path = WORK,
     threads: int = 1,
-    results: Path = RESULTS,
 ) -> None:
     """Compute whatever is missing, a target at a time; the file holds those that are done.
 
     Parameters
     ----------
-    data:
-        LESS-style folder: train/processed and eval.
     smollm2:
         The real model instead of the embedded one.
     targets:
         Which of them.
     draws:
         Draws of the rows, each a training; by default 1 of the real model and 3 of the embedded one.
-    seed:
-        Of every draw.
-    work:
-        Folder for everything between.
     threads:
         CPU threads.
-    results:
-        Folder for the JSON file.
     """
     torch.set_num_threads(threads)
     name = "smollm2" if smollm2 else "demo"
     draws = draws or (1 if smollm2 else 3)
-    folder = work / f"headroom-{name}-{seed}"
-    own = OwnTargets(data, folder / "targets", seed)
-    pool, places = rows_to_train(data, own, draws, seed, folder)
+    folder = place.work / f"headroom-{name}-{place.seed}"
+    own = OwnTargets(place.data, folder / "targets", place.seed)
+    pool, places = rows_to_train(place, own, draws, folder)
     common: dict[str, Any] = {
         **(REAL if smollm2 else DEMO),
         "max_length": 2048,
         "model": model_folder(not smollm2),
         "pool": [str(pool)],
-        "data_dir": data,
+        "data_dir": place.data,
         "output": folder / "study",
-        "seed": seed,
+        "seed": place.seed,
         "representation": ["random"],
         "budget": 1,
     }
-    told = f"headroom.py --seed {seed}" + " --smollm2" * smollm2
+    told = f"headroom.py --seed {place.seed}" + " --smollm2" * smollm2
     made = circumstances(told, model_title(not smollm2), {**common, "draws": draws, "items": ITEMS})
     found: list[dict[str, Any]] = []
     reporter = Reporter()
@@ -102,7 +89,7 @@ def main(
         found.append(
             {"target": target, "sources": SOURCES[target], **judged(config, places[target], places[""], reporter)}
         )
-        write_json(results / f"headroom-{name}-seed{seed}.json", {"made": made, "level": LEVEL, "targets": found})
+        place.write(f"headroom-{name}", {"made": made, "level": LEVEL, "targets": found})
 
 
 def judged(
@@ -129,12 +116,10 @@ def judged(
     }
 
 
-def rows_to_train(
-    data: Path, own: OwnTargets, draws: int, seed: int, folder: Path
-) -> tuple[Path, dict[str, list[list[int]]]]:
+def rows_to_train(place: Place, own: OwnTargets, draws: int, folder: Path) -> tuple[Path, dict[str, list[list[int]]]]:
     """A pool of the rows that any arm trains on, and the places in it of each draw by target; "" has random ones."""
     every: dict[str, list[bytes]] = {name: [] for name in ("", *SOURCES)}
-    for source, line in pool_lines(data / "train" / "processed"):
+    for source, line in pool_lines(place.pool):
         if line not in own.apart:
             every[""].append(line)
             for name, sources in SOURCES.items():
@@ -143,7 +128,7 @@ def rows_to_train(
     lines: dict[bytes, int] = {}
     places: dict[str, list[list[int]]] = {}
     for number, (name, candidates) in enumerate(every.items()):
-        order = np.random.default_rng([seed, number]).permutation(len(candidates))
+        order = np.random.default_rng([place.seed, number]).permutation(len(candidates))
         places[name] = [
             [lines.setdefault(candidates[row], len(lines)) for row in order[draw * ROWS : (draw + 1) * ROWS]]
             for draw in range(draws)

@@ -14,14 +14,13 @@ import cyclopts
 import torch
 
 from gistselect.errors import GistSelectError
-from gistselect.files import write_json
 from gistselect.run.config import DRAWN, RunConfig
 from gistselect.run.pipeline import execute
 from gistselect.run.plan import make_plans
 from gistselect.run.progress import Reporter
 from gistselect.run.study import run_study
 from gistselect.run.study_config import StudyConfig
-from study_setup import RESULTS, SHARED, WORK, circumstances, model_folder, model_title, pool_part
+from study_setup import DEFAULT_PLACE, Place, circumstances, model_folder, model_title, pool_part
 from study_sizes import SIZES, Size
 from study_targets import OWN, OwnTargets
 
@@ -33,25 +32,20 @@ PARTS = ("findings", "overlap", "sources")
 @app.default
 def main(
     *,
-    data: Path = SHARED / "full",
+    place: Place = DEFAULT_PLACE,
     demo: bool = False,
     small: bool = False,
     choices: bool = False,
     cpu: bool = False,
     full: bool = False,
-    seed: int = 0,
-    work: Path = WORK,
     threads: int = 2,
     train_seeds: tuple[int, ...] = (),
     plan: bool = False,
-    results: Path = RESULTS,
 ) -> None:
     """Run one size of the study, or continue it.
 
     Parameters
     ----------
-    data:
-        LESS-style folder: train/processed and eval.
     demo:
         The embedded 3.7 M-parameter model instead, every representation, three targets; give --data .../small.
     small:
@@ -63,18 +57,12 @@ def main(
         The table that a CPU can fill in a few days, in pieces.
     full:
         The whole pool, for a GPU.
-    seed:
-        Names the part of the pool.
-    work:
-        Folder for everything between; by default in the user's cache.
     threads:
         CPU threads.
     train_seeds:
         Seeds of the trainings, fewer than the size has for a first look; by default all.
     plan:
         Only make every plan and count the trainings: whatever can be refused is refused now.
-    results:
-        Folder for the JSON file.
     """
     sizes = {"demo": demo, "small": small, "choices": choices, "cpu": cpu, "full": full}
     chosen = [name for name, wanted in sizes.items() if wanted]
@@ -82,12 +70,12 @@ def main(
         raise SystemExit(f"give one of {', '.join(f'--{name}' for name in sizes)}.")
     torch.set_num_threads(threads)
     name = chosen[0]
-    size, folder = SIZES[name], work / f"{name}-{seed}"
-    own = OwnTargets(data, folder / "targets", seed) if set(size.heldout) & set(OWN) else None
-    pool = pool_part(data / "train" / "processed", size.pool_rows, seed, folder, own.apart if own else set())
+    size, folder = SIZES[name], place.work / f"{name}-{place.seed}"
+    own = OwnTargets(place.data, folder / "targets", place.seed) if set(size.heldout) & set(OWN) else None
+    pool = pool_part(place.pool, size.pool_rows, place.seed, folder, own.apart if own else set())
     options = {**size.options, **({"train_seeds": train_seeds} if train_seeds else {})}
-    shared = {**options, "model": model_folder(size.demo), "pool": [str(pool)], "data_dir": data, "seed": seed}
-    shared["output"] = folder / "study"
+    shared = {**options, "model": model_folder(size.demo), "pool": [str(pool)], "output": folder / "study"}
+    shared |= {"data_dir": place.data, "seed": place.seed}
     if "embedding" in size.methods:
         # No text encoder can be installed as a package: the hidden states of the embedded model stand for one.
         shared["encoder"] = model_folder(demo=True)
@@ -97,14 +85,14 @@ def main(
         return
     reporter = Reporter()
     execute(_together(size, shared, own), reporter, last="features")
-    told = f"quality.py --{name} --seed {seed} --threads {threads}"
+    told = f"quality.py --{name} --seed {place.seed} --threads {threads}"
     recorded = {**options, "pool_rows": size.pool_rows, "methods": size.methods, "heldout_items": size.heldout}
     made = circumstances(told, model_title(size.demo), recorded)
     found: dict[str, Any] = {}
     for config in pieces:
         study = run_study(config, reporter).described()
         found = {**study, **{part: [*found.get(part, ()), *study[part]] for part in PARTS}}
-        write_json(results / f"{name}-seed{seed}.json", {"made": made, **found})
+        place.write(name, {"made": made, **found})
 
 
 def _pieces(size: Size, target: str, shared: dict[str, Any], own: OwnTargets | None) -> list[StudyConfig]:

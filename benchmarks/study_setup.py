@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import numpy as np
 import torch
 
-from gistselect.files import replacing
+from gistselect.files import replacing, write_json
 from study_model import default_cache, study_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +57,33 @@ OFTEN: dict[str, Any] = {
     "warmup_share": 0.15,
 }
 """What changes where a model is trained often: for the validation and the ablations, which share a folder."""
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Options of every command of the study: what it reads, and where it writes."""
+
+    data: Path = SHARED / "full"
+    """LESS-style folder: train/processed and eval."""
+    seed: int = 0
+    """Names the part of the pool, and every draw."""
+    work: Path = WORK
+    """Folder for everything between, from which a command continues; by default in the user's cache."""
+    results: Path = RESULTS
+    """Folder for the JSON file."""
+
+    @property
+    def pool(self) -> Path:
+        """The sources of the pool, a folder each."""
+        return self.data / "train" / "processed"
+
+    def write(self, name: str, found: Mapping[str, Any]) -> None:
+        """Keep a result, whole or not at all."""
+        write_json(self.results / f"{name}-seed{self.seed}.json", dict(found))
+
+
+DEFAULT_PLACE = Place()
 PLACES = frozenset({"model", "encoder", "pool", "data_dir", "output"})
 """Options that name a place on one machine, which no result says."""
 OFTEN_ROWS = 1000
@@ -105,18 +134,18 @@ def write_lines(path: Path, lines: list[bytes]) -> None:
         file.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
 
 
-def often(smollm2: bool, data: Path, seed: int, work: Path) -> dict[str, Any]:
+def often(smollm2: bool, place: Place) -> dict[str, Any]:
     """Options of every run in the folder that validation and ablations share."""
-    folder = work / f"often-{'smollm2' if smollm2 else 'demo'}-{seed}"
+    folder = place.work / f"often-{'smollm2' if smollm2 else 'demo'}-{place.seed}"
     return {
         **(REAL if smollm2 else DEMO),
         **OFTEN,
         **({"max_length": REAL["max_length"]} if smollm2 else {}),
         "model": model_folder(not smollm2),
-        "pool": [str(pool_part(data / "train" / "processed", OFTEN_ROWS, seed, folder))],
-        "data_dir": data,
+        "pool": [str(pool_part(place.pool, OFTEN_ROWS, place.seed, folder))],
+        "data_dir": place.data,
         "output": folder / "study",
-        "seed": seed,
+        "seed": place.seed,
     }
 
 

@@ -6,7 +6,6 @@ be interrupted and continued, and writes one small JSON file.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cyclopts
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from gistselect.files import read_json, write_json
+from gistselect.files import read_json
 from gistselect.run.progress import Reporter
 from gistselect.run.validate_config import ValidateConfig
 from gistselect.run.validating import VALIDATION, random_subsets, validate
 from study_arms import LEVEL
-from study_setup import RESULTS, SHARED, WORK, circumstances, model_title, often
+from study_setup import DEFAULT_PLACE, Place, circumstances, model_title, often
 
 app = cyclopts.App(help=__doc__, default_parameter=cyclopts.Parameter(consume_multiple=True))
 METHODS = ("gist", "less:nonzeros=8", "ekfac:rows=256", "rds", "loss_drop", "bm25", "dsir", "length", "random")
@@ -34,44 +33,33 @@ PIECES: dict[str, dict[str, Any]] = {
 @app.default
 def main(
     *,
-    data: Path = SHARED / "full",
+    place: Place = DEFAULT_PLACE,
     smollm2: bool = False,
     pieces: tuple[str, ...] = tuple(PIECES),
     subsets: int | None = None,
-    seed: int = 0,
-    work: Path = WORK,
     threads: int = 1,
     workers: int = 0,
-    results: Path = RESULTS,
 ) -> None:
     """Compute whatever is missing.
 
     Parameters
     ----------
-    data:
-        LESS-style folder: train/processed and eval.
     smollm2:
         The real model instead of the embedded one: hours on a CPU, in pieces.
     pieces:
         lds, planted, qld; the file holds those that are asked for.
     subsets:
         Of LDS, each one training; the same ones again when asked for more.
-    seed:
-        Names the part of the pool and the subsets.
-    work:
-        Folder for everything between.
     threads:
         CPU threads.
     workers:
         Processes that share the work; 0 for this one alone.
-    results:
-        Folder for the JSON file.
     """
     torch.set_num_threads(threads)
     name = "smollm2" if smollm2 else "demo"
     shared = {"engine_kind": "local", "devices": f"cpu:{workers}"} if workers else {}
-    common = {**often(smollm2, data, seed, work), **shared}
-    told = f"trust_study.py --seed {seed}" + " --smollm2" * smollm2
+    common = {**often(smollm2, place), **shared}
+    told = f"trust_study.py --seed {place.seed}" + " --smollm2" * smollm2
     told += f" --pieces {' '.join(pieces)}" * (pieces != tuple(PIECES)) + f" --subsets {subsets}" * bool(subsets)
     changes = {"lds": {"subsets": subsets}} if subsets else {}
     asked = {piece: {**PIECES[piece], **changes.get(piece, {})} for piece in pieces}
@@ -81,8 +69,8 @@ def main(
         config = ValidateConfig.from_values({**common, **options, "representation": METHODS})
         validate(config, Reporter())
         found += read_json(config.output / VALIDATION)
-        parts = {"level": LEVEL, "random_orders": random_orders(found, seed), "found": found}
-        write_json(results / f"trust-{name}-seed{seed}.json", {"made": made, **parts})
+        parts = {"level": LEVEL, "random_orders": random_orders(found, place.seed), "found": found}
+        place.write(f"trust-{name}", {"made": made, **parts})
 
 
 def random_orders(found: list[dict[str, Any]], seed: int, draws: int = 2000) -> dict[str, float]:
