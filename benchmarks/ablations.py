@@ -28,7 +28,7 @@ from gistselect.run.arms import BASELINES
 from gistselect.run.config import RunConfig
 from gistselect.run.lock import locked
 from gistselect.run.methods import Method
-from gistselect.run.pipeline import Clock, prepare
+from gistselect.run.pipeline import Clock, prepare, read_pool
 from gistselect.run.plan import make_plan
 from gistselect.run.progress import Reporter
 from gistselect.run.scoring import SCORE, SCORES
@@ -154,7 +154,9 @@ def score(common: dict[str, Any], some: Sequence[Variant], reporter: Reporter) -
     config = RunConfig.from_values({**common, **own, "representation": [one.representation for one in some]})
     plan = make_plan(config, "select", None)
     with opened(config, None) as (engine, sources):
-        prepare(plan, config, reporter, Clock(reporter), sources, engine)
+        clock = Clock(reporter)
+        read_pool(plan, config, reporter, clock, engine)
+        prepare(plan, config, reporter, clock, sources, engine)
     found = []
     for variant, method in zip(some, plan.methods, strict=True):
         method.score.run(reporter)

@@ -152,6 +152,29 @@ def test_an_option_can_be_taken_back(arguments: list[str], tmp_path: Path, back:
     assert "until" not in stored
 
 
+def test_what_the_pool_refuses_is_not_remembered(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failure([*arguments, "--source-max", "nowhere=3"], capsys)
+    assert "nowhere" in said
+    assert "run.yaml" not in said
+    assert not {"run.yaml", "queries.jsonl"} & {path.name for path in (tmp_path / "out").iterdir()}
+    main([*arguments, "--until", "ingest"])
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["source_max"] == []
+
+
+def test_an_error_says_where_options_come_from_that_were_not_given(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*arguments, "--until", "ingest"])
+    stored = tmp_path / "out" / "run.yaml"
+    stored.write_text(stored.read_text().replace("selector: top_k", "selector: nearest"))
+    said = failure(["select", "--output", str(tmp_path / "out")], capsys)
+    assert "no selector 'nearest'" in said
+    assert said.endswith(f"Options that were not given are those of {stored}.")
+    assert "those of" not in failure(["select", "--config", str(stored)], capsys)
+
+
 def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Path) -> None:
     output = tmp_path / "adapter"
     main(

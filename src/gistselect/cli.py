@@ -267,6 +267,10 @@ def _with_config(
     try:
         with spoken(quiet=quiet, verbose=verbose):
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (GistSelectError, cyclopts.CycloptsError) as error:
+        if source is not None and config is None:
+            error.add_note(f"Options that were not given are those of {source}.")
+        raise
     finally:
         app.config = ()
 
@@ -302,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
-        message = f"gistselect: {_told(error)}"
+        message = "\n".join([f"gistselect: {_told(error)}", *getattr(error, "__notes__", ())])
         Terminal(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

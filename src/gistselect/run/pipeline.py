@@ -58,10 +58,11 @@ def execute(
     with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output), _given_back(live):
         refuse_foreign(config.output)
         plan = needed(make_plan(config, last or config.last_stage, live))
-        if not (config.output / RUN_YAML).exists():
-            remember(config)
         clock = Clock(reporter)
         with opened(config, live) as (engine, sources):
+            read_pool(plan, config, reporter, clock, engine)
+            if not (config.output / RUN_YAML).exists():
+                remember(config)
             counts = _carry_out(plan, config, reporter, clock, sources, engine)
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)
@@ -120,10 +121,8 @@ def _carry_out(
     return counts
 
 
-def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources, engine: Engine) -> None:
-    """Everything before scores: the pool read, the warm-up, and what the passes keep of every row."""
-    write_rejected_queries(plan.targets, config.output)
-    write_queries(plan.targets, config.output)
+def read_pool(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, engine: Engine) -> None:
+    """Read the pool, and refuse what cannot be done with it: options that are refused are not yet remembered."""
     with clock("ingest"):
         plan.records.run(reporter, engine)
         for tokens in plan.tokenisings:
@@ -134,6 +133,12 @@ def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sou
             plan.prefilter.refuse_small()
         if plan.goes_to("select"):
             plan.texts.run(reporter, engine)
+
+
+def prepare(plan: Plan, config: RunConfig, reporter: Reporter, clock: Clock, sources: Sources, engine: Engine) -> None:
+    """Everything between the read pool and scores: the warm-up, and what the passes keep of every row."""
+    write_rejected_queries(plan.targets, config.output)
+    write_queries(plan.targets, config.output)
     _foretell(plan, config, reporter)
     if plan.goes_to("features") and plan.prefilter:
         with clock("prefilter"):

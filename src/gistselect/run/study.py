@@ -19,7 +19,7 @@ from gistselect.run.engine import Engine
 from gistselect.run.lock import locked
 from gistselect.run.mending import mending
 from gistselect.run.needed import needed_by
-from gistselect.run.pipeline import Clock, prepare
+from gistselect.run.pipeline import Clock, prepare, read_pool
 from gistselect.run.plan import Plan, make_plans
 from gistselect.run.prefilter import loss_described, loss_told
 from gistselect.run.progress import Reporter
@@ -123,11 +123,13 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
         first = combinations[0].config
         shared = config.model_copy(update={"budget": first.budget, "selector": first.selector})
         together, plans = make_plans(shared, [one.config for one in combinations], "evaluate")
-        if not (config.output / STUDY_YAML).exists():
-            remember(config, STUDY_YAML)
         together = needed_by(together, plans)
+        clock = Clock(reporter)
         with opened(config, None) as (engine, sources):
-            prepare(together, shared, reporter, Clock(reporter), sources, engine)
+            read_pool(together, shared, reporter, clock, engine)
+            if not (config.output / STUDY_YAML).exists():
+                remember(config, STUDY_YAML)
+            prepare(together, shared, reporter, clock, sources, engine)
             findings: list[Finding] = []
             chosen: list[Chosen] = []
             several = len({one.selector for one in combinations}) > 1

@@ -29,7 +29,7 @@ from gistselect.run.lock import locked
 from gistselect.run.losses import Measured, measured_loss
 from gistselect.run.mending import mending
 from gistselect.run.methods import METHODS, Method
-from gistselect.run.pipeline import Clock, execute, prepare
+from gistselect.run.pipeline import Clock, execute, prepare, read_pool
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.planting import found_in, plant
 from gistselect.run.progress import Reporter
@@ -69,13 +69,15 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
     with locked(config.output, config.if_busy, reporter.warn), reporter.recording(config.output):
         # Nothing is selected here.
         plan = make_plan(config.model_copy(update={"stability_draws": 0}), "evaluate", None)
-        if not (config.output / VALIDATE_YAML).exists():
-            remember(config, VALIDATE_YAML)
         found: list[Trust] = []
+        clock = Clock(reporter)
         with opened(config, None) as (engine, sources):
-            prepare(plan, config, reporter, Clock(reporter), sources, engine)
+            read_pool(plan, config, reporter, clock, engine)
+            if not (config.output / VALIDATE_YAML).exists():
+                remember(config, VALIDATE_YAML)
             # Before any training: too small a pool must not be found out after the last one.
             files = _planted_files(plan, config) if "planted" in config.measures else []
+            prepare(plan, config, reporter, clock, sources, engine)
             if {"lds", "qld"} & set(config.measures):
                 for method in plan.methods:
                     method.score.run(reporter)
