@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,12 +128,21 @@ def test_tasks_of_lm_eval_itself(
     def load_other_tasks(names: list[str], seed: int) -> dict[str, object]:
         return {names[0]: harness.load_own_task("gsm8k", tmp_path / "prompts" / "gsm8k.jsonl")}
 
+    def with_shots(names: list[str], seed: int) -> dict[str, Any]:
+        loaded: dict[str, Any] = load_other_tasks(names, seed)
+        loaded[names[0]].set_config(key="num_fewshot", value=1)
+        return loaded
+
     monkeypatch.setattr(harness, "load_other_tasks", load_other_tasks)
     name = harness.PREFIX + "gsm8k"
     (theirs,) = evaluate(language_model, None, [name], None, tmp_path / "other", config).tasks
     assert theirs.metrics["exact_match"].mean == ours.metrics["exact_match"].mean
     assert theirs.aggregates == {"exact_match,none": ours.metrics["exact_match"].mean}
     assert theirs.n_items == 2
+    monkeypatch.setattr(harness, "load_other_tasks", with_shots)
+    evaluate(language_model, None, [name], None, tmp_path / "shots", config)
+    assert {item["n_shots"] for item in read_json_lines(items_path(tmp_path / "shots", name))} == {1}
+    assert {item["n_shots"] for item in read_json_lines(items_path(tmp_path / "other", name))} == {0}
 
 
 def test_errors_come_before_work(

@@ -194,7 +194,7 @@ class _Session:
         return [self._harness_result(name, results) for name in tasks]
 
     def _harness_result(self, name: str, results: Mapping[str, Any]) -> TaskResult:
-        prompts, items = _harness_items(name, results["samples"][name])
+        prompts, items = _harness_items(name, results["samples"][name], n_shots=int(results["n-shot"][name]))
         reported = {
             key: float(value) if math.isfinite(value) else None
             for key, value in results["results"][name].items()
@@ -228,7 +228,9 @@ class _Session:
         return count
 
 
-def _harness_items(name: str, samples: Sequence[Mapping[str, Any]]) -> tuple[list[Prompt], list[dict[str, Any]]]:
+def _harness_items(
+    name: str, samples: Sequence[Mapping[str, Any]], n_shots: int
+) -> tuple[list[Prompt], list[dict[str, Any]]]:
     """Prompts and items, each document once; the metrics of its filters under `metric,filter`."""
     by_document: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
@@ -244,9 +246,10 @@ def _harness_items(name: str, samples: Sequence[Mapping[str, Any]]) -> tuple[lis
                 prompt=str(first["arguments"]),
                 reference=str(first["target"]),
                 answers=(),
+                n_shots=n_shots,
             )
         )
-        item: dict[str, Any] = {"id": str(document), "group": "", "n_shots": 0}
+        item: dict[str, Any] = {"id": str(document), "group": "", "n_shots": n_shots}
         item["output"] = {one["filter"]: _plain(one["filtered_resps"], f"{name}, item {document}") for one in filtered}
         for one in filtered:
             item |= {
