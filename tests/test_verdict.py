@@ -25,8 +25,25 @@ def test_group_means_count_equally() -> None:
     assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5, 0.5))
     alone = bootstrap_mean(np.array([0.0, 1.0]), groups=np.array([0, 1]), rng=np.random.default_rng(0))
     assert alone.low < 0.5 < alone.high
+    certain = bootstrap_mean(np.full(5, 6.0), groups=np.array([0, 1, 1, 1, 1]), rng=np.random.default_rng(0))
+    assert (certain.low, certain.high) == pytest.approx((6.0, 6.0)), (
+        "the weight that a draw happens to have is no spread"
+    )
     with pytest.raises(ValueError, match="not finite"):
         bootstrap_mean(np.array([1.0, np.nan]), rng=np.random.default_rng(0))
+
+
+def test_groups_of_very_different_sizes_give_an_interval_that_covers() -> None:
+    """A group of one item beside one of twelve: a mean of six nats that is drawn again lies within its interval."""
+    rng, groups = np.random.default_rng(3), np.array([0] + [1] * 12 + [2] * 12)
+    covered, widths = 0, []
+    for _ in range(200):
+        interval = bootstrap_mean(rng.normal(6, 1, len(groups)), groups=groups, draws=500, rng=rng)
+        covered += interval.low <= 6 <= interval.high
+        widths.append(interval.high - interval.low)
+    assert covered >= 170
+    spread = np.sqrt((1 + 1 / 12 + 1 / 12) / 9)  # of a mean of three group means
+    assert 1 < np.median(widths) / (2 * spread) < 5
 
 
 @pytest.mark.parametrize("seed_spread", [0.0, 0.05, 0.3])

@@ -123,16 +123,25 @@ def _item_deviations(
     draws: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """(draws,) deviations of the weighted mean when the items of each group are drawn again."""
-    if groups is None or np.bincount(groups).min() < 2:
-        # A group of one item cannot vary on its own; then all items are drawn together.
+    """(draws,) deviations of the weighted mean when the items of each group are drawn again.
+
+    A group of one item cannot vary on its own: it varies as the items of the others do about the mean of their group.
+    If every group has one item, all are drawn together.
+    """
+    if groups is None or np.bincount(groups).max() < 2:
         groups = np.zeros(len(values), dtype=np.intp)
+    sizes = np.bincount(groups)
+    alone = sizes[groups] == 1 if len(values) > 1 else np.zeros(1, dtype=bool)
     total = np.zeros(draws)
-    for group in range(int(groups.max()) + 1):
+    for group in np.unique(groups[~alone]):
         members = np.flatnonzero(groups == group)
         counts = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
         total += counts @ (values[members] * weights[members])
-    return total - float(values @ weights)
+    total -= float(values[~alone] @ weights[~alone])
+    if alone.any():
+        residuals = (values - group_means(values, groups)[groups]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
+        total += rng.choice(residuals[~alone], size=(draws, int(alone.sum()))) @ weights[alone]
+    return total
 
 
 def _seed_deviations(arms: tuple[FloatArray, ...], draws: int, rng: np.random.Generator) -> FloatArray:
