@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from typing import cast
 
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistselect.errors import ConfigError, DataError
+from gistselect.run.warmup import warmup_positions
 from gistselect.selection import selector as selector_module
 from gistselect.selection.baselines import LENGTH_BINS, length_matched_rows, random_rows
 from gistselect.selection.budget import Amount, parse_budget, rows_for_budget
 from gistselect.selection.gates import Room, choose
 from gistselect.selection.orders import TopK
 from gistselect.selection.selector import Order, PoolView
+from gistselect.shares import rows_of
 
 
 @pytest.mark.parametrize(
@@ -199,3 +202,11 @@ def test_random_rows_are_uniform_without_replacement() -> None:
     assert all(len(set(draw.tolist())) == 10 for draw in draws)
     counts = np.bincount(np.concatenate(draws), minlength=50)
     assert np.abs(counts - 400).max() < 5 * np.sqrt(400)
+
+
+def test_a_share_is_the_one_that_is_written_wherever_rows_are_counted_by_it() -> None:
+    """0.07 · 100 is a little more than 7 in floats, which made an eighth row."""
+    assert math.ceil(0.07 * 100) == 8
+    assert rows_of(0.07, 100) == rows_for_budget("7%", {"n_rows": 100}, 100) == 7
+    assert len(warmup_positions(100, 0.07, seed=0)) == 7
+    assert [rows_of(share, 10) for share in (1e-05, 0.1, 0.101, 0.5, 1.0)] == [1, 1, 2, 5, 10]

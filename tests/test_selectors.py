@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from gistselect.errors import ConfigError
 from gistselect.registry import names
 from gistselect.selection import selector as selector_module
 from gistselect.selection import turns
@@ -360,6 +361,8 @@ def test_a_shortlist_is_a_share_or_a_number() -> None:
     best = {pool.names[row] for row in np.argsort(-pool.best)[:10]}
     for text in ("k_center:candidates=10", "k_center:candidates=0.2", "k_center"):
         assert set(selected(pool, made(text))) == best
+    with pytest.raises(ConfigError, match="whole"):
+        made("k_center:candidates=2.5")
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

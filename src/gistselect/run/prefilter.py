@@ -31,6 +31,7 @@ from gistselect.run.sources import Sources
 from gistselect.run.store import Artifact, read_batches, read_table, table_writer, write_table
 from gistselect.selection.budget import COLUMNS, parse_budget, rows_for_budget
 from gistselect.selection.turns import RoundRobin
+from gistselect.shares import rows_of
 from gistselect.streams import Stream, uniforms
 
 VERSION = 1
@@ -88,7 +89,7 @@ class Prefilter:
     @property
     def _wanted(self) -> int:
         """Rows of the share; as of a budget, it is one of the pool."""
-        return math.ceil(self.narrowing.share * self.score.n_pool)
+        return rows_of(self.narrowing.share, self.score.n_pool)
 
     def _refuse(self, n_kept: int, kept_tokens: Mapping[str, int]) -> None:
         pool, n_pool = self.score.rows.facts, self.score.n_pool
@@ -145,7 +146,7 @@ class Prefilter:
     def _n_sampled(self, n_rest: int) -> int:
         """Rows to draw of those that are left out, if there are as many."""
         wanted = self.narrowing.n_sampled
-        return max(LEAST_SAMPLED, math.ceil(SAMPLED_SHARE * n_rest)) if wanted is None else wanted
+        return max(LEAST_SAMPLED, rows_of(SAMPLED_SHARE, n_rest)) if wanted is None else wanted
 
     def _write_places(self, pool: ScoredPool, place: NDArray[np.int64], fate: NDArray[np.int8]) -> None:
         """The order of the pool for people: every row that has a place."""

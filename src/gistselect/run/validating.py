@@ -8,7 +8,6 @@ Trainings are kept by rows and seed in the folder's store, so methods, targets a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -40,6 +39,7 @@ from gistselect.run.store import read_names, read_table
 from gistselect.run.trainings import measure_together, shares_trainings, train_together
 from gistselect.run.validate_config import VALIDATE_YAML, ValidateConfig
 from gistselect.run.validation_report import write_validation
+from gistselect.shares import rows_of
 from gistselect.streams import Stream, generator
 
 VALIDATION = "validation.json"
@@ -169,7 +169,7 @@ class _Trial:
     def qld(self) -> list[Trust]:
         """Rise of the target loss without the best rows, minus the rise without random ones."""
         config = self.config
-        size = max(1, math.ceil(config.removed_share * len(self.rows)))
+        size = max(1, rows_of(config.removed_share, len(self.rows)))
 
         def without(removed: NDArray[np.intp], seed: int, name: str) -> tuple[NDArray[np.int64], int, str]:
             return np.delete(self.rows, removed), seed, f"{name}, seed {seed}"

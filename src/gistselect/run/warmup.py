@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from gistselect.run.ingest import TokenRows
 from gistselect.run.progress import Reporter
 from gistselect.run.store import Artifact, Store
 from gistselect.run.trainings import Trainings
+from gistselect.shares import rows_of
 from gistselect.streams import Stream, generator
 from gistselect.training import ranks
 from gistselect.training.recipe import TrainingConfig, steps_per_epoch
@@ -200,4 +200,4 @@ def by_epoch(epochs: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int
 def warmup_positions(n_examples: int, share: float, seed: int) -> np.ndarray:
     """Positions of the warm-up's random sample among the pool's examples, sorted."""
     rng = generator(seed, Stream.WARMUP_SAMPLE)
-    return np.sort(rng.choice(n_examples, size=math.ceil(share * n_examples), replace=False))
+    return np.sort(rng.choice(n_examples, size=rows_of(share, n_examples), replace=False))

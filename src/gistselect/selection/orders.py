@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from pydantic import Field
 
 from gistselect.selection.selector import Order, PoolView, Selector, by_keys
+from gistselect.shares import rows_of
 
 
 class TopK(Selector):
@@ -47,7 +46,7 @@ class Vote(Selector):
     def order(self, pool: PoolView) -> Order:
         best = pool.best
         votes = np.zeros(len(best), dtype=np.float32)
-        n_voted = math.ceil(self.share * len(best))
+        n_voted = rows_of(self.share, len(best))
         for target in pool.targets:
             scores = pool.column(target)
             votes += scores >= np.partition(scores, len(scores) - n_voted)[len(scores) - n_voted]

@@ -7,7 +7,6 @@ constraints are gates (`selection.gates`). So every selector works under every c
 from __future__ import annotations
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gistselect.errors import DataError
+from gistselect.shares import rows_of
 
 BLOCK = 1 << 16
 """Ranks whose ties are resolved together."""
@@ -111,6 +111,13 @@ class Shortlisting(Selector):
     candidates: float = Field(default=0.2, gt=0)
     """How many of the best rows are looked at: a share of those with a score, or (from 2) a number."""
 
+    @field_validator("candidates")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("above 1 it is a number of rows, and whole")
+        return value
+
     @property
     def needs_points(self) -> bool:
         return True
@@ -118,7 +125,7 @@ class Shortlisting(Selector):
     def shortlist(self, pool: PoolView) -> NDArray[np.intp]:
         """(m,) the best rows, best first."""
         best = pool.best
-        wanted = math.ceil(self.candidates * len(best)) if self.candidates <= 1 else int(self.candidates)
+        wanted = rows_of(self.candidates, len(best)) if self.candidates <= 1 else int(self.candidates)
         rows = np.fromiter(itertools.islice(by_keys([best], pool), wanted), dtype=np.intp)
         pool.expect(rows)
         return rows
