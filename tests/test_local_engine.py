@@ -258,7 +258,8 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="shows 2 devices"):
         environment("cuda:2", 1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     assert environment("cpu:1", 3)["OMP_NUM_THREADS"] == "2"
 
 

@@ -378,9 +378,11 @@ def test_workers_on_cores_gain_where_this_process_may_use_few(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = RunConfig.from_values({**config, "engine_kind": "local", "devices": "cpu:2"})
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert speed_up(local) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert speed_up(local) == 2, "a number for each level of threads"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert speed_up(local) == 1
     assert speed_up(RunConfig.from_values(config)) == 1

@@ -20,6 +20,7 @@ from gistselect.run import ingest
 from gistselect.run.crew import Advanced, Event, Failed, Opened, answered
 from gistselect.run.jobs import Job
 from gistselect.run.scheduling import Assignment
+from gistselect.run.threads import usable_cores
 
 LOG_BYTES = 8192
 """End of a worker's log that is kept in an error."""
@@ -72,7 +73,7 @@ def environment(device: str, n_workers: int) -> dict[str, str]:
         if visible and max(numbers) >= len(visible):
             raise ConfigError(f"--devices {number}: CUDA_VISIBLE_DEVICES shows {len(visible)} devices.")
         return {"CUDA_VISIBLE_DEVICES": ",".join(visible[one] if visible else str(one) for one in numbers)}
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // n_workers))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // n_workers))
     return {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from gistselect.errors import ModelError
 from gistselect.model.config import ModelSettings
+from gistselect.run.threads import usable_cores
 
 Status = Literal["ok", "note", "bad"]
 """`note`: it works, but there is something to know."""
@@ -182,7 +183,7 @@ def device_checks(settings: ModelSettings) -> Iterator[Check]:
     else:
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if sys.platform == "linux" else 0
         room = f", {memory / 1e9:.1f} GB of memory free" if memory else ""
-        found = f"{device.type}, {torch.get_num_threads()} threads on {os.cpu_count()} cores{room}"
+        found = f"{device.type}, {torch.get_num_threads()} threads on {usable_cores()} cores{room}"
         built = torch.version.cuda is not None and settings.device == "auto"
         remedy = (
             "torch is built for CUDA and sees no GPU; look at nvidia-smi and CUDA_VISIBLE_DEVICES." if built else ""

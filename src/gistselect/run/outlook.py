@@ -10,6 +10,7 @@ from gistselect.run.config import RunConfig
 from gistselect.run.plan import Plan
 from gistselect.run.progress import duration
 from gistselect.run.rates import Rate, Spent, load_rates
+from gistselect.run.threads import told_threads, usable_cores
 from gistselect.run.workload import Work
 
 START = "start"
@@ -29,9 +30,9 @@ def speed_up(config: RunConfig) -> float:
     names = devices(config.devices, cuda=config.device in ("auto", "cuda"), cards=config.cards_of_a_worker)
     if names[0].startswith("cuda"):
         return float(len(names))
-    cores = os.cpu_count() or 1
-    here = int(os.environ.get("OMP_NUM_THREADS") or cores)
-    each = int(environment(names[0], len(names))["OMP_NUM_THREADS"])
+    cores = usable_cores()
+    here = told_threads(os.environ.get("OMP_NUM_THREADS", "")) or cores
+    each = told_threads(environment(names[0], len(names))["OMP_NUM_THREADS"]) or cores
     return max(1.0, min(len(names) * each, cores) / min(here, cores))
 
 

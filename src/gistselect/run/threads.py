@@ -22,11 +22,18 @@ AHEAD = 2
 
 def n_threads() -> int:
     """As many threads as torch takes: OMP_NUM_THREADS, or else the cores that this process may use; 8 at the most."""
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if told.isdecimal() and int(told):
-        return min(MOST, int(told))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST, cores)
+    return min(MOST, told_threads(os.environ.get("OMP_NUM_THREADS", "")) or usable_cores())
+
+
+def told_threads(told: str) -> int | None:
+    """The number in a value of OMP_NUM_THREADS, of the outermost level if it has several; None if it tells of none."""
+    first = told.partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where a scheduler binds it to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(make: Callable[[int], Made], n: int, threads: int) -> Iterator[Made]:
