@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -173,6 +174,29 @@ def test_an_error_says_where_options_come_from_that_were_not_given(
     assert "no selector 'nearest'" in said
     assert said.endswith(f"Options that were not given are those of {stored}.")
     assert "those of" not in failure(["select", "--config", str(stored)], capsys)
+
+
+def test_an_export_trains_the_model_that_is_to_be_trained(
+    arguments: list[str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the one that scored, where the run names another; and a run that read text alone is told of one."""
+    at = arguments.index("--model")
+    text = ["--representation", "bm25"]
+    larger = shutil.copytree(tiny_model, tmp_path / "larger")
+
+    def exported(name: str, *more: str) -> str:
+        main(["export", str(tmp_path / "out"), "--to", "trl", "--output", str(tmp_path / name), *more])
+        return yaml.safe_load((tmp_path / name / "sft_config.yaml").read_text())["model_name_or_path"]
+
+    main([*arguments[:at], *arguments[at + 2 :], *text])
+    said = failure(["export", str(tmp_path / "out"), "--to", "trl", "--output", str(tmp_path / "none")], capsys)
+    assert "give --model" in said
+    assert exported("a", "--model", str(tiny_model)) == str(tiny_model)
+    main([*arguments, *text])
+    assert exported("b") == str(tiny_model)
+    main([*arguments, *text, "--finetune-model", str(larger)])
+    assert exported("c") == str(larger)
+    assert exported("d", "--model", str(tiny_model)) == str(tiny_model)
 
 
 def test_train_on_any_rows(tiny_model: Path, arguments: list[str], tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def export(
     *,
     to: Literal["trl", "axolotl", "llamafactory"],
     output: Path,
+    model: str | None = None,
 ) -> None:
     """Write a run's selection in the format of a training tool, with a ready configuration file.
 
@@ -207,10 +208,12 @@ def export(
         The tool.
     output:
         Folder for the data and the configuration.
+    model:
+        Folder or hub id of the model to train; by default the run's --finetune-model, or else the one that scored.
     """
     from gistselect.run.standalone import export_selection
 
-    for path in export_selection(folder, to, output):
+    for path in export_selection(folder, to, output, model):
         Terminal().print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 

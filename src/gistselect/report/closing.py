@@ -62,7 +62,8 @@ def _next(run: RunFacts, has_model: bool) -> Iterator[str]:
         yield f"  measure it against random rows: gistselect evaluate --run {folder}"
     if not has_model:
         file = Path(run.output) / "selected.jsonl"
-        yield f"  train on {file}; with --model an export writes a trainer's configuration too"
+        target = shlex.quote(f"{run.output.rstrip('/')}-trl")
+        yield f"  train on {file}, or: gistselect export {folder} --to trl --output {target} --model MODEL"
         return
     for tool, command in TRAINERS.items():
         target = shlex.quote(f"{run.output.rstrip('/')}-{tool}")

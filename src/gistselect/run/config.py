@@ -257,6 +257,12 @@ class RunConfig(TextOptions, GistOptions, PrefilterOptions, SelectionOptions, Mo
             )
 
     @property
+    def names_what_is_trained(self) -> bool:
+        """Whether a file or a hub id names the model that is trained: none does if text alone was read, or a live model
+        scored."""
+        return self.finetune_model is not None or self.model not in (None, LIVE)
+
+    @property
     def finetuned(self) -> ModelConfig:
         """The model that is trained and judged. Raises `ConfigError` if there is none."""
         if self.finetune_model is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistselect.report.closing import closing_lines
-from gistselect.run.config import LIVE, RunConfig, Stage
+from gistselect.run.config import RunConfig, Stage
 from gistselect.run.constraints import refuse_impossible
 from gistselect.run.contamination import overlap_line
 from gistselect.run.engine import Engine
@@ -76,7 +76,7 @@ def _report(config: RunConfig, reporter: Reporter) -> None:
     folder = config.output
     try:
         run = report_of(folder)
-        reporter.say("\n".join(closing_lines(run, has_model=config.model not in (None, LIVE))))
+        reporter.say("\n".join(closing_lines(run, has_model=config.names_what_is_trained)))
     except Exception as error:  # noqa: BLE001 - see above
         reporter.warn(
             f"Warning: {folder / REPORT} could not be written ({type(error).__name__}: {error}). The results are "

@@ -101,10 +101,18 @@ def evaluate_model(config: EvaluateConfig, reporter: Reporter) -> list[str]:
     return [*(task.summary for task in result.tasks), f"details: {result.output / 'results.json'}"]
 
 
-def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
-    """Write a run's selection for another tool; the files written."""
+def export_selection(folder: Path, tool: str, output: Path, model: str | None = None) -> list[Path]:
+    """Write a run's selection for another tool; the files written.
+
+    The configuration trains `model`, or the one that the run trains: --finetune-model, or else the one that scored.
+    Raises `ConfigError` if there is none, or no selection.
+    """
     with steady(folder):
         config = recall(folder)
+        if model is not None:
+            config = config.model_copy(update={"finetune_model": model})
+        if not config.names_what_is_trained:
+            raise ConfigError(f"{folder} names no model that could be trained; give --model FOLDER or a hub id.")
         options = config if config.output_format == "pool" else None
         if not (folder / SELECTED).is_file():
             raise ConfigError(f"{folder} holds no {SELECTED}; run 'gistselect select --output {folder}' first.")
@@ -114,7 +122,7 @@ def export_selection(folder: Path, tool: str, output: Path) -> list[Path]:
     job = ExportJob(
         records=[row for row in rows if isinstance(row, Record)],
         output=output,
-        model=config.source,
+        model=config.finetuned,
         config=config.finetune,
         max_length=config.max_length,
         template=config.template,
