@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -147,8 +148,15 @@ class _Planner:
         if needs_model and config.model is None:
             asked = {**config.representations, **(config.rivals if self.trains else {})}
             reading = [name for name, one in asked.items() if one.reads != "text"]
-            what = f"{', '.join(reading)} cannot do without" if reading else "what follows the selection trains"
-            raise ConfigError(f"{what} a language model; give --model FOLDER or a hub id.")
+            if reading:
+                raise ConfigError(
+                    f"{', '.join(reading)} cannot do without a language model; give --model FOLDER or a hub id."
+                )
+            # 'gistselect evaluate --run' takes no model.
+            command = f"gistselect run --output {shlex.quote(str(config.output))} --model FOLDER --evaluate"
+            raise ConfigError(
+                "what follows the selection trains a language model; give --model FOLDER or a hub id, as in: " + command
+            )
 
     def _model(self, source: ModelConfig) -> RunModel:
         """The model of this configuration; a live one stands for the run's own."""
