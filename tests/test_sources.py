@@ -97,6 +97,12 @@ def test_hub_data_sets_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mon
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     saved = open_pool([f"hf:{tmp_path / 'saved'}"])
     assert list(fetched(saved).values()) == list(fetched(pool).values())
+    assert fetched(open_pool([tmp_path / "saved"])) == fetched(saved), "what save_to_disk wrote is known by itself"
+    splits = datasets.DatasetDict(test=datasets.Dataset.from_list(rows[:1]), train=datasets.Dataset.from_list(rows))
+    splits.save_to_disk(tmp_path / "splits" / "here")
+    assert len(fetched(open_pool([tmp_path / "splits" / "here"]))) == len(rows)
+    with pytest.raises(DataError, match=r"saved others there, so name them: .*here/test, .*here/train"):
+        open_pool([tmp_path / "splits"])
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="cannot load the data set"):
         open_pool([f"hf:{tmp_path / 'nothing'}"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from gistselect import cli
 from gistselect.data import json_files
@@ -300,8 +301,17 @@ def test_a_line_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_what_a_terminal_would_obey_is_written_out() -> None:
     assert printable("a\x1b[2J\x9b\u202e\ud800\tb\n") == "a\\x1b[2J\\x9b\\u202e\\ud800\tb\n"
     screen = io.StringIO()
-    Terminal(file=screen, width=200).print("größer " + CODES, markup=False)
+    Terminal(file=screen, width=200).say("größer " + CODES)
     assert screen.getvalue() == "größer \\x1b]0;owned\\x1b[2J\\x9b31m\\u202e\n"
+
+
+def test_no_text_becomes_a_picture_or_a_style() -> None:
+    """`hf:folder:train: 30 rows` was shown with a tram in it."""
+    screen = io.StringIO()
+    terminal = Terminal(file=screen, width=20, force_terminal=True, color_system="standard")
+    for said in (text := "hf:folder:train: [bold]30[/] rows :smile:", Text(text)):
+        terminal.say(said)
+    assert screen.getvalue() == f"{text}\n" * 2
 
 
 def test_no_id_name_group_or_error_reaches_the_terminal_as_a_code(

@@ -26,7 +26,7 @@ def main() -> None:
             with spoken(quiet=True, verbose=False):
                 ranks.follow(carry_out)
     except GistSelectError as error:  # of the processes among each other; those of a command are said by it
-        Terminal(stderr=True).print(f"gistselect: {error}", style="bold red", markup=False, soft_wrap=True)
+        Terminal(stderr=True).say(f"gistselect: {error}", style="bold red")
         sys.exit(2)
 
 

@@ -145,7 +145,7 @@ def evaluate(
     from gistselect.run.standalone import evaluate_model
 
     for line in evaluate_model(cast("EvaluateConfig", config), Reporter()):
-        Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
+        Terminal().say(line)
 
 
 @app.command
@@ -214,7 +214,7 @@ def export(
     from gistselect.run.standalone import export_selection
 
     for path in export_selection(folder, to, output, model):
-        Terminal().print(str(path), markup=False, highlight=False, soft_wrap=True)
+        Terminal().say(str(path))
 
 
 @app.command
@@ -239,7 +239,7 @@ def bench(*, config: Annotated[BenchConfig | None, Parameter(name="*")] = None) 
     from gistselect.run.progress import Reporter
 
     table = format_table(bench(config or BenchConfig(), Reporter().say))
-    Terminal().print(table, markup=False, highlight=False, soft_wrap=True)
+    Terminal().say(table)
 
 
 _ENGINE = re.compile(r"^--engine(?=$|=)")
@@ -310,11 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.meta(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
         message = "\n".join([f"gistselect: {_told(error)}", *getattr(error, "__notes__", ())])
-        Terminal(stderr=True).print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).say(message, style="bold red")
         sys.exit(2)
     except KeyboardInterrupt:
         said = "\nInterrupted. Finished stages and shards are kept; the same command continues where this one stopped."
-        Terminal(stderr=True).print(said, markup=False, soft_wrap=True)
+        Terminal(stderr=True).say(said)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)

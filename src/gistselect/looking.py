@@ -36,9 +36,9 @@ def report(folder: Path, *others: Path, output: Path | None = None) -> None:
         stays = not others and output is None and (folder / REPORT).is_file() and not FinishedRun.open(folder).methods
     if stays:
         said = f"The scores of {folder} are no longer stored, so its page stays as it was written: {folder / REPORT}"
-        Terminal().print(said, markup=False, highlight=False, soft_wrap=True)
+        Terminal().say(said)
         return
-    Terminal().print(str(write_report([folder, *others], output)), markup=False, highlight=False, soft_wrap=True)
+    Terminal().say(str(write_report([folder, *others], output)))
 
 
 def explain(folder: Path, *, id: str | None = None, row: int | None = None, whole: bool = False) -> None:
@@ -66,7 +66,7 @@ def explain(folder: Path, *, id: str | None = None, row: int | None = None, whol
     with steady(folder):
         lines = list(explained(folder, id=id, row=row, whole=whole))
     for line in lines:
-        Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
+        Terminal().say(line)
 
 
 def spectrum(folder: Path) -> None:
@@ -90,8 +90,8 @@ def spectrum(folder: Path) -> None:
         described = read_json(folder / SUBSPACE_JSON)
     draw_spectrum(described, folder / SPECTRUM)
     print_table("Rank that keeps a share of the query-gradient variance", spectrum_table(described))
-    Terminal().print("Largest singular values:", *leading_values(described), sep="\n  ", markup=False, highlight=False)
-    Terminal().print(f"plot: {folder / SPECTRUM}", markup=False, highlight=False)
+    Terminal().say("\n  ".join(["Largest singular values:", *leading_values(described)]))
+    Terminal().say(f"plot: {folder / SPECTRUM}")
 
 
 def methods(name: str | None = None) -> None:
@@ -111,9 +111,9 @@ def methods(name: str | None = None) -> None:
 
     if name is None:
         print_table("Methods (--representation)", overview())
-        Terminal().print("All about one of them: gistselect methods NAME", markup=False, highlight=False)
+        Terminal().say("All about one of them: gistselect methods NAME")
         return
-    Terminal().print("\n\n".join(described(name)), markup=False, highlight=False, soft_wrap=True)
+    Terminal().say("\n\n".join(described(name)))
 
 
 def register(app: App) -> None:

@@ -43,4 +43,4 @@ class _Lines(logging.Handler):
     """Log records as text that a terminal shows and never obeys."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        Terminal(stderr=True).print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).say(record.getMessage())

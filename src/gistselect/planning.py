@@ -46,7 +46,7 @@ def plan(
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
         return
     for line in plan_lines(document):
-        Terminal().print(line, markup=False, highlight=False, soft_wrap=True)
+        Terminal().say(line)
 
 
 def register(app: App) -> None:

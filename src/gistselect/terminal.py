@@ -26,7 +26,15 @@ def printable(text: str) -> str:
 
 
 class Terminal(Console):
-    """A rich console whose text is printable whatever it holds; only rich itself writes control codes."""
+    """A rich console whose text is shown as it is, and printable whatever it holds: no markup, no `:train:` that
+    becomes a picture, and only rich itself writes control codes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def say(self, text: str | Text, style: str | None = None) -> None:
+        """Lines of any length, which the screen may break but no file."""
+        self.print(text, style=style, soft_wrap=True)
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         for segment in super().render(*arguments, **options):

@@ -50,7 +50,7 @@ def clean(
     terminal = Terminal()
 
     def say(line: str) -> None:
-        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
+        terminal.say(line)
 
     find_removals(folder, keep)  # What is no run folder is refused before a lock is put there.
     with locked(folder, "refuse", say):
@@ -95,11 +95,11 @@ def doctor(
         checks.append(check)
         if not json:
             if len(checks) == 1 or checks[-2].group != check.group:
-                terminal.print(check.group, style="bold", markup=False, highlight=False)
+                terminal.say(check.group, style="bold")
             line = f"  {SIGNS[check.status]} {check.name}: {check.found}"
-            terminal.print(line, style=STYLES[check.status], markup=False, highlight=False, soft_wrap=True)
+            terminal.say(line, style=STYLES[check.status])
             if check.remedy:
-                terminal.print(f"       {check.remedy}", markup=False, highlight=False, soft_wrap=True)
+                terminal.say(f"       {check.remedy}")
     if json:
         document = {"ok": is_healthy(checks), "checks": [check.as_dict() for check in checks]}
         print(dumps(document, indent=2))  # noqa: T201

@@ -79,13 +79,17 @@ def _open(source: str | Path, exclude: Path | None, revision: str | None) -> lis
 def _open_path(path: Path, exclude: Path | None) -> list[Part]:
     if not path.is_dir():
         return [_open_file(path)]
+    if _is_saved(path):
+        return [_hub_data_set(str(path), None)]
     _refuse_configurations(path)
     files = sorted(file for file in _visible(path) if file.name.endswith(tuple(READERS)) and not _below(file, exclude))
     files = [file for file in files if not file.name.endswith(_LONE_JSON)] or files
+    saved = sorted({file.parent for file in files if _is_saved(file.parent)})
+    files = [file for file in files if file.parent not in saved]
     for file in files:
         _refuse_escape(file, path)
     if not files:
-        hint = f"; it was written by datasets, so name it as hf:{path}" if _is_saved(path) else ""
+        hint = f"; datasets has saved others there, so name them: {', '.join(map(str, saved))}" if saved else ""
         raise DataError(f"the folder {path} holds no data; looked for {', '.join(READERS)} below it{hint}.")
     return [_open_file(file) for file in files]
 
@@ -149,7 +153,9 @@ def _open_file(path: Path) -> Part:
 
 
 def _is_saved(path: Path) -> bool:
-    return any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    """Whether the folder is what `save_to_disk` of `datasets` writes."""
+    splits, one = path / "dataset_dict.json", [path / name for name in ("state.json", "dataset_info.json")]
+    return splits.is_file() or all(file.is_file() for file in one)
 
 
 def _hub_data_set(name: str, revision: str | None) -> Rows:

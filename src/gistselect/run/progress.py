@@ -151,7 +151,7 @@ class Reporter:
 
     def __init__(
         self,
-        console: Console | None = None,
+        console: Terminal | None = None,
         *,
         loudness: Loudness | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -172,7 +172,7 @@ class Reporter:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.say(text)
 
     @contextmanager
     def recording(self, folder: Path) -> Iterator[None]:
@@ -297,7 +297,7 @@ def _bar(console: Console, name: str, total: int | None) -> Iterator[Callable[[S
         yield lambda step: bars.update(bar, completed=step.done, speed=step.speed())
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Standard error; in a notebook its plain output, where standard error looks like a failure."""
     if "ipykernel" in sys.modules:
         return Terminal(file=sys.stdout, force_jupyter=False, force_terminal=False)
