@@ -66,7 +66,7 @@ def main(
     place: Place = DEFAULT_PLACE,
     smollm2: bool = False,
     questions: tuple[str, ...] = (),
-    lds_only: bool = False,
+    trained: tuple[str, ...] = (),
     subsets: int = LDS["subsets"],
     train_seeds: tuple[int, ...] = (0, 1, 2),
     threads: int = 1,
@@ -79,8 +79,9 @@ def main(
         The real model instead of the embedded one: hours on a CPU, in pieces.
     questions:
         Only these (rank, warm-up, …); the file then holds what was asked for alone.
-    lds_only:
-        Train on no selection: variants then have an LDS alone, and no random rows beside them.
+    trained:
+        Questions whose selections are trained on (the reference is one), by default all; the others have an LDS alone.
+        With "none" nothing is trained on, and there are no random rows beside.
     subsets:
         Of LDS, each one training; the same ones again when asked for more.
     train_seeds:
@@ -95,10 +96,12 @@ def main(
         for one in variants(smollm2, common["warmup"], place.work / "made")
         if not questions or one.question in (*questions, "reference")
     ]
-    if lds_only:
-        asked = [replace(one, trained=False) for one in asked]
-    told = f"ablations.py --seed {place.seed}" + " --smollm2" * smollm2 + " --lds-only" * lds_only
-    told += f" --questions {shlex.join(questions)}" * bool(questions)
+    if trained:
+        asked = [replace(one, trained=one.trained and one.question in trained) for one in asked]
+    told = f"ablations.py --seed {place.seed}" + " --smollm2" * smollm2
+    told += f" --questions {shlex.join(questions)}" * bool(questions) + f" --trained {shlex.join(trained)}" * bool(
+        trained
+    )
     told += f" --subsets {subsets}" * (subsets != LDS["subsets"])
     recorded = {**common, "train_seeds": train_seeds, "lds": {**LDS, "subsets": subsets}}
     made = circumstances(told, model_title(not smollm2), recorded)
