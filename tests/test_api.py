@@ -69,6 +69,15 @@ def test_rows_data_set_and_file_select_the_same(tiny_model: Path, tmp_path: Path
     assert (again.ids, again.rows) == (first.ids, first.rows)
 
 
+def test_targets_are_rows_too_and_the_budget_has_the_default_of_the_command() -> None:
+    options: dict[str, Any] = {"pool": POOL, "representation": "bm25", "progress": False}
+    named = gistselect.select(targets={"target": TARGET}, budget="5%", **options)
+    for targets in (TARGET, Dataset.from_list(TARGET)):
+        plain = gistselect.select(targets=targets, **options)
+        assert (plain.ids, plain.best_targets) == (named.ids, named.best_targets)
+        assert len(plain) == 2
+
+
 def test_rows_that_json_cannot_hold_are_kept_or_quarantined_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:
     odd = [MappingProxyType({**POOL[0], "id": "odd", "picture": b"\xff", "half": "\ud83d"}), 3]
     chosen = select(tiny_model, pool=[*POOL[1:], *odd], budget=len(POOL), output=tmp_path)

@@ -27,20 +27,20 @@ def select(
     *,
     model: str | Path | PeftModel | None = None,
     pool: str | Path | Sequence[str | Path] | Rows | Dataset,
-    targets: str | Path | Sequence[str | Path] | Mapping[str, Rows],
-    budget: str | int | float,
+    targets: str | Path | Sequence[str | Path] | Mapping[str, Rows] | Rows | Dataset,
+    budget: str | int | float | None = None,
     output: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Selection:
-    """Select from `pool` the rows that teach `targets`, within `budget`.
+    """Select from `pool` the rows that teach `targets`, within `budget` (by default that of `gistselect run`).
 
     `model` is a folder, a hub id, or a live `PeftModel` with its `tokenizer`, at whose adapter the gradients are
     taken and which is given back as it came; methods that read only text need none. `pool` is files, or rows in
     memory (dicts or a `datasets.Dataset`), which are written into the run folder. `targets` names built-in tasks or
-    files, or maps names to rows. `output` is the run folder; without it a temporary one, which goes when the
-    selection does. `options` are those of `gistselect run`.
+    files, is rows in memory, or maps names to such rows. `output` is the run folder; without it a temporary one, which
+    goes when the selection does. `options` are those of `gistselect run`.
 
     Raises `GistSelectError` and its kinds, with the remedy in the message.
     """
@@ -56,7 +56,7 @@ def select(
                 "model": LIVE if live else model and str(model),
                 "pool": _files(pool, folder / "inputs" / "pool.jsonl"),
                 "target": _target_files(targets, folder / "inputs"),
-                "budget": budget,
+                **({} if budget is None else {"budget": budget}),
                 "output": folder,
                 **options,
             }
