@@ -14,15 +14,17 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from numpy.testing import assert_allclose
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gistselect
 from gistselect.cli import main
+from gistselect.errors import ConfigError
 
 WARMUP = {"epochs": 1, "learning_rate": 1e-2, "global_batch_size": 4, "adapter": {"rank": 2, "alpha": 4}}
 
@@ -76,6 +78,15 @@ def test_targets_are_rows_too_and_the_budget_has_the_default_of_the_command() ->
         plain = gistselect.select(targets=targets, **options)
         assert (plain.ids, plain.best_targets) == (named.ids, named.best_targets)
         assert len(plain) == 2
+
+
+def test_a_data_frame_is_rows_and_a_mapping_of_splits_is_refused_by_its_names() -> None:
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(9)]
+    options: dict[str, Any] = {"targets": rows[:2], "representation": "bm25", "budget": 3, "progress": False}
+    plain = gistselect.select(pool=rows, **options)
+    assert gistselect.select(pool=pd.DataFrame(rows), **options).rows == plain.rows
+    with pytest.raises(ConfigError, match="train, test"):
+        gistselect.select(pool=DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows)), **options)
 
 
 def test_rows_that_json_cannot_hold_are_kept_or_quarantined_with_the_reason(tiny_model: Path, tmp_path: Path) -> None:

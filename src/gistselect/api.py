@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,9 +39,9 @@ def select(
 
     `model` is a folder, a hub id, or a live `PeftModel` with its `tokenizer`, at whose adapter the gradients are
     taken and which is given back as it came; methods that read only text need none. `pool` is files, or rows in
-    memory (dicts or a `datasets.Dataset`), which are written into the run folder. `targets` names built-in tasks or
-    files, is rows in memory, or maps names to such rows. `output` is the run folder; without it a temporary one, which
-    goes when the selection does. `options` are those of `gistselect run`.
+    memory (dicts, a `datasets.Dataset` or a data frame), which are written into the run folder. `targets` names
+    built-in tasks or files, is rows in memory, or maps names to such rows. `output` is the run folder; without it a
+    temporary one, which goes when the selection does. `options` are those of `gistselect run`.
 
     Raises `GistSelectError` and its kinds, with the remedy in the message.
     """
@@ -113,6 +114,12 @@ def _files(rows: Any, path: Path) -> tuple[str, ...]:
     """Paths as they are; rows in memory as a file at `path`."""
     if isinstance(rows, (str, Path)):
         return (str(rows),)
+    if isinstance(rows, Mapping):
+        raise ConfigError(f"a mapping of {', '.join(map(str, rows))} is no rows; give one of its values.")
+    if "pandas" in sys.modules and isinstance(rows, sys.modules["pandas"].DataFrame):
+        from datasets import Dataset
+
+        rows = Dataset.from_pandas(rows, preserve_index=False)
     rows = list(rows)
     if not rows or isinstance(rows[0], (str, Path)):
         return tuple(str(one) for one in rows)
