@@ -174,6 +174,9 @@ def test_an_error_says_where_options_come_from_that_were_not_given(
     assert "no selector 'nearest'" in said
     assert said.endswith(f"Options that were not given are those of {stored}.")
     assert "those of" not in failure(["select", "--config", str(stored)], capsys)
+    elsewhere = tmp_path / "mistyped"
+    said = failure(["select", "--output", str(elsewhere)], capsys)
+    assert said.endswith(f"There is no {elsewhere / 'run.yaml'} from which it could be taken.")
 
 
 def test_an_export_trains_the_model_that_is_to_be_trained(

@@ -262,7 +262,8 @@ def _with_config(
     ] = False,
 ) -> None:
     tokens = tuple(_ENGINE.sub("--engine-kind", token) for token in tokens)
-    source = config or _stored_config(tokens)
+    stored = _stored_config(tokens) if config is None else None
+    source = stored if stored is not None and stored.is_file() else config
     app.config = ()
     if source is not None and tokens:
         # Below the command's name: at the top level cyclopts drops keys that are also commands, such as warmup.
@@ -271,15 +272,17 @@ def _with_config(
         with spoken(quiet=quiet, verbose=verbose):
             app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (GistSelectError, cyclopts.CycloptsError) as error:
-        if source is not None and config is None:
-            error.add_note(f"Options that were not given are those of {source}.")
+        if stored is not None and source is not None:
+            error.add_note(f"Options that were not given are those of {stored}.")
+        elif stored is not None and isinstance(error, cyclopts.MissingArgumentError):
+            error.add_note(f"There is no {stored} from which it could be taken.")
         raise
     finally:
         app.config = ()
 
 
 def _stored_config(tokens: Sequence[str]) -> Path | None:
-    """The options in the output folder, if the command takes one and has been run there before."""
+    """Where the options of the output folder lie once the command has been run there; None if it takes none."""
     stages = dict.fromkeys(("run", "plan", "warmup", "features", "score", "select"), RUN_YAML)
     name = {**stages, "compare": STUDY_YAML, "validate": VALIDATE_YAML}.get(tokens[0]) if tokens else None
     if name is None:
@@ -288,7 +291,7 @@ def _stored_config(tokens: Sequence[str]) -> Path | None:
         folder = (
             value if token == "--output" else token.removeprefix("--output=") if token.startswith("--output=") else None
         )
-        if folder and (Path(folder) / name).is_file():
+        if folder:
             return Path(folder) / name
     return None
 
