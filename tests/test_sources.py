@@ -101,7 +101,8 @@ def test_hub_data_sets_in_a_local_folder(tmp_path: Path, monkeypatch: pytest.Mon
     splits = datasets.DatasetDict(test=datasets.Dataset.from_list(rows[:1]), train=datasets.Dataset.from_list(rows))
     splits.save_to_disk(tmp_path / "splits" / "here")
     assert len(fetched(open_pool([tmp_path / "splits" / "here"]))) == len(rows)
-    with pytest.raises(DataError, match=r"saved others there, so name them: .*here/test, .*here/train"):
+    (tmp_path / "splits" / "beside.jsonl").write_text(line(rows[0]).decode() + "\n")
+    with pytest.raises(DataError, match=r"name each by itself, and what else is to be read: .*splits/here\."):
         open_pool([tmp_path / "splits"])
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="cannot load the data set"):

@@ -19,6 +19,11 @@ def trust_smollm2_block() -> str:
     return NOT_YET if found is None else trusted(found, "trust-smollm2", "SmolLM2-135M-Instruct")
 
 
+def _cell(one: dict[str, Any]) -> str:
+    """QLD is in nats, and thousandths of them."""
+    return with_interval(one["interval"], 3 if one["measure"] == "QLD" else 2)
+
+
 def trusted(stored_result: dict[str, Any], name: str, model: str) -> str:
     """Methods down, measures across, what random orders reach, and a chart of each measure that is trained for."""
     found = stored_result["found"]
@@ -27,7 +32,7 @@ def trusted(stored_result: dict[str, Any], name: str, model: str) -> str:
     rows = []
     for method in dict.fromkeys(method for _, _, method in cells):
         own = [cells.get((*measure, method)) for measure in measures]
-        rows.append([title(method), *(with_interval(one["interval"], 2) if one else "" for one in own)])
+        rows.append([title(method), *(_cell(one) if one else "" for one in own)])
     chances = {(one["measure"], one["target"]): f"{one['chance']:.2f}" for one in found}
     head = ["method", *(f"{measure}, {of}" for measure, of in measures)]
     text = table(head, [*rows, ["by chance", *(chances[measure] for measure in measures)]])

@@ -28,6 +28,8 @@ _LONE_JSON = tuple(".json" + packed for packed in _COMPRESSIONS)
 
 LONGEST_NAME = 200
 """Characters of a source's name that are told."""
+MOST_NAMED = 20
+"""Folders that one message names."""
 _LOADING_FAILS = (OSError, ValueError, TypeError, LookupError, RuntimeError, pa.ArrowException, pickle.UnpicklingError)
 """What `datasets` raises for a folder that is not what it seems, besides its own errors. It unpickles tensors alone."""
 
@@ -83,14 +85,17 @@ def _open_path(path: Path, exclude: Path | None) -> list[Part]:
         return [_hub_data_set(str(path), None)]
     _refuse_configurations(path)
     files = sorted(file for file in _visible(path) if file.name.endswith(tuple(READERS)) and not _below(file, exclude))
+    if saved := {file.parent for file in files if _is_saved(file.parent)}:
+        outer = sorted(str(folder) for folder in saved if folder.parent not in saved)
+        raise DataError(
+            f"below {path} lie data sets that datasets has saved; name each by itself, and what else is to be read: "
+            f"{', '.join(outer[:MOST_NAMED])}{', …' * (len(outer) > MOST_NAMED)}."
+        )
     files = [file for file in files if not file.name.endswith(_LONE_JSON)] or files
-    saved = sorted({file.parent for file in files if _is_saved(file.parent)})
-    files = [file for file in files if file.parent not in saved]
     for file in files:
         _refuse_escape(file, path)
     if not files:
-        hint = f"; datasets has saved others there, so name them: {', '.join(map(str, saved))}" if saved else ""
-        raise DataError(f"the folder {path} holds no data; looked for {', '.join(READERS)} below it{hint}.")
+        raise DataError(f"the folder {path} holds no data; looked for {', '.join(READERS)} below it.")
     return [_open_file(file) for file in files]
 
 
