@@ -99,9 +99,8 @@ def main(
     if trained:
         asked = [replace(one, trained=one.trained and one.question in trained) for one in asked]
     told = f"ablations.py --seed {place.seed}" + " --smollm2" * smollm2
-    told += f" --questions {shlex.join(questions)}" * bool(questions) + f" --trained {shlex.join(trained)}" * bool(
-        trained
-    )
+    for option, named in (("questions", questions), ("trained", trained)):
+        told += f" --{option} {shlex.join(named)}" * bool(named)
     told += f" --subsets {subsets}" * (subsets != LDS["subsets"])
     recorded = {**common, "train_seeds": train_seeds, "lds": {**LDS, "subsets": subsets}}
     made = circumstances(told, model_title(not smollm2), recorded)

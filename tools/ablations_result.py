@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from result_format import NOT_YET, RANDOM, difference, dot_of, mathematics, plot, stored, table, with_interval
+from result_format import RANDOM, difference, dot_of, mathematics, plot, table, with_interval
 
 
-def ablations_block() -> str:
-    """Every variant on the embedded model."""
-    found = stored("ablations-demo-seed0")
-    return NOT_YET if found is None else _varied(found, "ablations", "the demo model")
-
-
-def ablations_smollm2_block() -> str:
-    """What was varied on the real model."""
-    found = stored("ablations-smollm2-seed0")
-    return NOT_YET if found is None else _varied(found, "ablations-smollm2", "SmolLM2-135M-Instruct")
-
-
-def _varied(found: dict[str, Any], name: str, model: str) -> str:
+def varied(found: dict[str, Any], name: str, model: str) -> str:
     """Losses stand there if any selection was trained on; a null level where the representation has one."""
     trained = bool(found["references"])
     rows, dots = [], []
     if trained:
         random = found["references"][RANDOM]
-        rows.append(["random rows", f"{random['mean']:.3f}", *[""] * 6])
+        rows.append([RANDOM, f"{random['mean']:.3f}", *[""] * 6])
     for one in found["findings"]:
         loss = one["loss"] or {}
         against = loss.get("against", {})
@@ -49,5 +37,5 @@ def _varied(found: dict[str, Any], name: str, model: str) -> str:
         dots.append(dot_of(label[:44], one["lds"], "LDS"))
     head = ["variant", *(["loss", "minus random", "minus reference"] if trained else ())]
     head += ["LDS", "shared rows", "mathematics", "95 % of rows / of noise"]
-    label = "rank correlation; dashed: the reference"
-    return table(head, rows) + plot(f"{name}-lds", dots, f"LDS of every variant, {model}", label, dots[0].mean)
+    below = "rank correlation; dashed: the reference"
+    return table(head, rows) + plot(f"{name}-lds", dots, f"LDS of every variant, {model}", below, dots[0].mean)

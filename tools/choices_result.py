@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from result_format import NOT_YET, difference, stored, table, title, with_interval
-
-RANDOM = "random rows"
+from result_format import BEFORE, NOT_YET, RANDOM, difference, stored, table, title, with_interval
 
 
 def choices_block() -> str:
@@ -24,7 +22,7 @@ def _target(found: Mapping[str, Any], name: str) -> str:
     selected = {(one["arm"], one["budget"], one["selector"]): one for one in arms if one["selector"]}
     # With one target and one group, targets that take turns are the best rows: the same rows, trained on once.
     selectors = [one for one in dict.fromkeys(key[2] for key in selected) if one != "round_robin"]
-    rows = [["before", "", with_interval(next(one for one in arms if one["arm"] == "before")), *[""] * len(selectors)]]
+    rows = [[BEFORE, "", with_interval(next(one for one in arms if one["arm"] == BEFORE)), *[""] * len(selectors)]]
     for budget, one in random.items():
         label = f"{budget}, {one['n_rows']} rows"
         rows.append([RANDOM, label, with_interval(one), *[""] * len(selectors)])

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from result_format import NOT_YET, dot_of, plot, stored, table, title, with_interval
-
-
-def trust_block() -> str:
-    """Every measure on the embedded model."""
-    found = stored("trust-demo-seed0")
-    return NOT_YET if found is None else trusted(found, "trust", "the demo model")
-
-
-def trust_smollm2_block() -> str:
-    """What was measured of it on the real model."""
-    found = stored("trust-smollm2-seed0")
-    return NOT_YET if found is None else trusted(found, "trust-smollm2", "SmolLM2-135M-Instruct")
+from result_format import dot_of, plot, table, title, with_interval
 
 
 def _cell(one: dict[str, Any]) -> str:

@@ -12,10 +12,11 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablations_result import ablations_block, ablations_smollm2_block
+from ablations_result import varied
 from cascade_result import cascade_block
 from choices_result import choices_block
 from reliability_results import RELIABILITY
@@ -38,7 +39,7 @@ from result_format import (
     title,
     with_interval,
 )
-from trust_result import trust_block, trust_smollm2_block
+from trust_result import trusted
 
 PAGES = (DOCS / "results.md", DOCS / "reliability.md", ROOT / "README.md")
 BLOCK = re.compile(r"(?P<start><!-- results: (?P<name>[a-z0-9-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
@@ -225,14 +226,26 @@ def files_block() -> str:
     return table(["file of benchmarks/results", "command", "model", "commit"], rows)
 
 
+def _of_both_models(name: str, shown: Callable[[dict[str, Any], str, str], str]) -> dict[str, Callable[[], str]]:
+    """A block for the embedded model and one for the real one, by name: what is stored, its name and the model's."""
+
+    def block(file: str, called: str, model: str) -> str:
+        found = stored(file)
+        return NOT_YET if found is None else shown(found, called, model)
+
+    real = f"{name}-smollm2"
+    return {
+        name: partial(block, f"{name}-demo-seed0", name, "the demo model"),
+        real: partial(block, f"{real}-seed0", real, "SmolLM2-135M-Instruct"),
+    }
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "small": small_block,
     "demo": demo_block,
-    "trust": trust_block,
-    "trust-smollm2": trust_smollm2_block,
-    "ablations": ablations_block,
-    "ablations-smollm2": ablations_smollm2_block,
+    **_of_both_models("trust", trusted),
+    **_of_both_models("ablations", varied),
     "headroom": headroom_block,
     "why": why_block,
     "cascade": cascade_block,

@@ -47,11 +47,7 @@ def clean(
     from gistselect.run.cleaning import cleaning_lines, find_removals, refuse_unasked, remove
     from gistselect.run.lock import locked
 
-    terminal = Terminal()
-
-    def say(line: str) -> None:
-        terminal.say(line)
-
+    say = Terminal().say
     find_removals(folder, keep)  # What is no run folder is refused before a lock is put there.
     with locked(folder, "refuse", say):
         cleaning = find_removals(folder, keep)

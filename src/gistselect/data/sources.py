@@ -159,8 +159,8 @@ def _open_file(path: Path) -> Part:
 
 def _is_saved(path: Path) -> bool:
     """Whether the folder is what `save_to_disk` of `datasets` writes."""
-    splits, one = path / "dataset_dict.json", [path / name for name in ("state.json", "dataset_info.json")]
-    return splits.is_file() or all(file.is_file() for file in one)
+    several, one = ("dataset_dict.json",), ("state.json", "dataset_info.json")
+    return any(all((path / name).is_file() for name in names) for names in (several, one))
 
 
 def _hub_data_set(name: str, revision: str | None) -> Rows:

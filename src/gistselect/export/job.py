@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from gistselect.data.templates import Tulu
 from gistselect.errors import ConfigError, DataError
 from gistselect.files import replacing_folder
 from gistselect.model.config import ModelConfig
-from gistselect.training.recipe import TrainingConfig, rows_at_once, steps_per_epoch
+from gistselect.training.recipe import TrainingConfig, rows_at_once, warmup_steps
 from gistselect.types import Message, Record
 
 DATA_FILE = "selected.jsonl"
@@ -101,7 +100,7 @@ class ExportJob:
         """The adapter's alpha. Raises `ConfigError` if it is no whole number: no tool takes another, and rounded it
         would be another recipe."""
         alpha = self.config.adapter.alpha
-        if alpha != int(alpha):
+        if not float(alpha).is_integer():
             raise ConfigError(
                 f"an adapter's alpha of {alpha:g} cannot be handed on: the tools take whole numbers only; train with "
                 "such a --finetune.adapter.alpha."
@@ -137,11 +136,10 @@ def schedule(job: ExportJob, n_rows: int) -> dict[str, Any]:
     recipe = job.config
     batch = recipe.global_batch_size
     device = rows_at_once(recipe, batch)
-    steps = recipe.epochs * steps_per_epoch(n_rows, batch)
     return {
         "num_train_epochs": recipe.epochs,
         "learning_rate": recipe.learning_rate,
-        "warmup_steps": math.ceil(recipe.warmup_ratio * steps),
+        "warmup_steps": warmup_steps(recipe, n_rows),
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": recipe.optimizer,

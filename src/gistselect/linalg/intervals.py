@@ -129,9 +129,9 @@ def _item_deviations(
     If every group has one item, all are drawn together.
     """
     if groups is None or np.bincount(groups).max() < 2:
-        groups = np.zeros(len(values), dtype=np.intp)
-    sizes = np.bincount(groups)
-    alone = sizes[groups] == 1 if len(values) > 1 else np.zeros(1, dtype=bool)
+        groups, alone = np.zeros(len(values), dtype=np.intp), np.zeros(len(values), dtype=np.bool_)
+    else:
+        alone = np.bincount(groups)[groups] == 1
     total = np.zeros(draws)
     for group in np.unique(groups[~alone]):
         members = np.flatnonzero(groups == group)
@@ -139,8 +139,9 @@ def _item_deviations(
         total += counts @ (values[members] * weights[members])
     total -= float(values[~alone] @ weights[~alone])
     if alone.any():
-        residuals = (values - group_means(values, groups)[groups]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
-        total += rng.choice(residuals[~alone], size=(draws, int(alone.sum()))) @ weights[alone]
+        of, sizes = groups[~alone], np.bincount(groups)[groups[~alone]]
+        residuals = (values[~alone] - group_means(values, groups)[of]) * np.sqrt(sizes / (sizes - 1))
+        total += rng.choice(residuals, size=(draws, int(alone.sum()))) @ weights[alone]
     return total
 
 

@@ -62,9 +62,14 @@ def _next(run: RunFacts, has_model: bool) -> Iterator[str]:
         yield f"  measure it against random rows: gistselect evaluate --run {folder}"
     if not has_model:
         file = Path(run.output) / "selected.jsonl"
-        target = shlex.quote(f"{run.output.rstrip('/')}-trl")
-        yield f"  train on {file}, or: gistselect export {folder} --to trl --output {target} --model MODEL"
+        yield f"  train on {file}, or: {_export(run, 'trl')[0]} --model MODEL"
         return
     for tool, command in TRAINERS.items():
-        target = shlex.quote(f"{run.output.rstrip('/')}-{tool}")
-        yield f"  gistselect export {folder} --to {tool} --output {target} && cd {target} && {command}"
+        export, target = _export(run, tool)
+        yield f"  {export} && cd {target} && {command}"
+
+
+def _export(run: RunFacts, tool: str) -> tuple[str, str]:
+    """The command that hands a selection on, and the folder that it writes."""
+    target = shlex.quote(f"{run.output.rstrip('/')}-{tool}")
+    return f"gistselect export {shlex.quote(run.output)} --to {tool} --output {target}", target

@@ -24,7 +24,7 @@ from gistselect.run.outlook import time_line
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.prefilter import loss_told
 from gistselect.run.progress import Reporter
-from gistselect.run.remember import RUN_YAML, remember
+from gistselect.run.remember import remember, remember_first
 from gistselect.run.reporting import report_of
 from gistselect.run.results import (
     REPORT,
@@ -61,8 +61,7 @@ def execute(
         clock = Clock(reporter)
         with opened(config, live) as (engine, sources):
             read_pool(plan, config, reporter, clock, engine)
-            if not (config.output / RUN_YAML).exists():
-                remember(config)
+            remember_first(config)
             counts = _carry_out(plan, config, reporter, clock, sources, engine)
         write_manifest(plan, config.output, config.seed, clock.seconds, counts)
         remember(config)

@@ -43,6 +43,12 @@ def remember(config: RunConfig, name: str = RUN_YAML) -> None:
         part.write_text(HEADER + text, encoding="utf-8")
 
 
+def remember_first(config: RunConfig, name: str = RUN_YAML) -> None:
+    """Write the options into a run folder that has none yet; others' stay until a command has worked."""
+    if not (config.output / name).exists():
+        remember(config, name)
+
+
 def recall(folder: Path) -> RunConfig:
     """The options of a run folder. Raises `ConfigError` if it has none, or they are not valid."""
     if not (folder / RUN_YAML).is_file():

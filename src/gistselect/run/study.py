@@ -23,7 +23,7 @@ from gistselect.run.pipeline import Clock, prepare, read_pool
 from gistselect.run.plan import Plan, make_plans
 from gistselect.run.prefilter import loss_described, loss_told
 from gistselect.run.progress import Reporter
-from gistselect.run.remember import remember
+from gistselect.run.remember import remember, remember_first
 from gistselect.run.scoring import SCORES
 from gistselect.run.staffing import opened
 from gistselect.run.store import read_batches
@@ -127,8 +127,7 @@ def run_study(config: StudyConfig, reporter: Reporter) -> Study:
         clock = Clock(reporter)
         with opened(config, None) as (engine, sources):
             read_pool(together, shared, reporter, clock, engine)
-            if not (config.output / STUDY_YAML).exists():
-                remember(config, STUDY_YAML)
+            remember_first(config, STUDY_YAML)
             prepare(together, shared, reporter, clock, sources, engine)
             findings: list[Finding] = []
             chosen: list[Chosen] = []

@@ -32,7 +32,7 @@ from gistselect.run.pipeline import Clock, execute, prepare, read_pool
 from gistselect.run.plan import Plan, make_plan
 from gistselect.run.planting import found_in, plant
 from gistselect.run.progress import Reporter
-from gistselect.run.remember import remember
+from gistselect.run.remember import remember, remember_first
 from gistselect.run.scoring import SCORE, SCORES
 from gistselect.run.staffing import opened
 from gistselect.run.store import read_names, read_table
@@ -73,8 +73,7 @@ def validate(config: ValidateConfig, reporter: Reporter) -> list[Trust]:
         clock = Clock(reporter)
         with opened(config, None) as (engine, sources):
             read_pool(plan, config, reporter, clock, engine)
-            if not (config.output / VALIDATE_YAML).exists():
-                remember(config, VALIDATE_YAML)
+            remember_first(config, VALIDATE_YAML)
             # Before any training: too small a pool must not be found out after the last one.
             files = _planted_files(plan, config) if "planted" in config.measures else []
             prepare(plan, config, reporter, clock, sources, engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from gistselect.errors import ConfigError
+from gistselect.shares import rows_of
 
 Unit = Literal["rows", "tokens", "supervised tokens"]
 _FORM = re.compile(
@@ -75,7 +75,7 @@ def rows_for_budget(budget: str | int | float, facts: Mapping[str, Any], n_score
         refuse_beyond(budget, there)
         return max(1, int(amount.number * n_scored // there))
     n_pool = facts["n_rows"]
-    n_rows = math.ceil(amount.number * n_pool) if amount.is_share else int(amount.number)
+    n_rows = rows_of(amount.number, n_pool) if amount.is_share else int(amount.number)
     if n_rows > n_scored:
         raise ConfigError(
             f"the budget {budget!r} asks for {n_rows:,} rows, but {n_scored:,} of the pool's {n_pool:,} rows can be "

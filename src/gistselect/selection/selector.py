@@ -114,7 +114,7 @@ class Shortlisting(Selector):
     @field_validator("candidates")
     @classmethod
     def _share_or_number(cls, value: float) -> float:
-        if value > 1 and value != int(value):
+        if value > 1 and not value.is_integer():
             raise ValueError("above 1 it is a number of rows, and whole")
         return value
 

@@ -60,6 +60,12 @@ def steps_per_epoch(n_examples: int, global_batch_size: int) -> int:
     return math.ceil(n_examples / global_batch_size)
 
 
+def warmup_steps(config: TrainingConfig, n_examples: int) -> int:
+    """Steps of all epochs over which the learning rate rises, rounded up."""
+    total_steps = config.epochs * steps_per_epoch(n_examples, config.global_batch_size)
+    return math.ceil(config.warmup_ratio * total_steps)
+
+
 def rows_at_once(config: TrainingConfig, share: int) -> int:
     """Rows of one forward pass on a device whose share of the global batch is so many rows: the most that divide it."""
     return max(size for size in range(1, min(config.device_batch_size, share) + 1) if share % size == 0)

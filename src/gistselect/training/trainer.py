@@ -14,7 +14,7 @@ from gistselect.errors import ConfigError, ModelError
 from gistselect.streams import Stream, generator
 from gistselect.training.checkpoints import MOMENTS, order_names, record, save_moments
 from gistselect.training.ranks import Ranks, filled
-from gistselect.training.recipe import TrainingConfig, epoch_order, rows_at_once, steps_per_epoch
+from gistselect.training.recipe import TrainingConfig, epoch_order, rows_at_once, steps_per_epoch, warmup_steps
 from gistselect.types import Example
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def _arguments(
     import torch
     from transformers import TrainingArguments
 
-    total_steps = config.epochs * steps_per_epoch(n_examples, config.global_batch_size)
     checkpointing: dict[str, Any] = {}
     if config.gradient_checkpointing:
         checkpointing = {
@@ -92,7 +91,7 @@ def _arguments(
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
-        warmup_steps=math.ceil(config.warmup_ratio * total_steps),
+        warmup_steps=warmup_steps(config, n_examples),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
